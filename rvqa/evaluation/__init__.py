@@ -1,0 +1,1 @@
+"""Splits, baselines and metrics; each exists once, here."""

@@ -1,0 +1,1 @@
+"""Training of the cell tokenizer and of the language model; installed as `rvqa.training`."""
