@@ -20,10 +20,11 @@ native = Pybind11Extension(
     "rvqa._native",
     ["csrc/bindings.cpp", "csrc/cpu/residual_quantize.cpp", "csrc/cpu/csr_project.cpp"],
     include_dirs=["csrc"],
-    depends=["csrc/cpu/residual_quantize.h", "csrc/cpu/csr_project.h"],
+    depends=["csrc/cpu/exact.h", "csrc/cpu/residual_quantize.h", "csrc/cpu/csr_project.h"],
     cxx_std=17,
     # -ffp-contract=off: the exactness proof counts roundings, so the compiler must not fuse or split them on its own.
-    extra_compile_args=["-O3", "-ffp-contract=off"],
+    extra_compile_args=["-O3", "-ffp-contract=off", "-pthread"],
+    extra_link_args=["-pthread"],
 )
 native.optional = mode == "auto"
 

@@ -1,7 +1,7 @@
 """rvqa: single cells as ten tokens that a language model reads and writes.
 
-Five functions make the public API: `load`, `encode`, `decode`, `annotate`, `perturb`. They are imported on first use, so
-`import rvqa` costs no torch import.
+Five functions make the public API: `load`, `encode`, `decode`, `annotate`, `perturb`. They are imported on first
+use, so `import rvqa` costs no torch import.
 """
 
 from importlib import import_module

@@ -1,0 +1,22 @@
+"""Run in an environment that holds the wheel and nothing else: import, quantize, round trip, doctor's facts."""
+
+import importlib.util
+import os
+
+import torch
+
+import rvqa
+from rvqa.doctor import report
+from rvqa.kernels import ops
+
+assert importlib.util.find_spec("kernels") is None, "the wheel must not install a top-level module `kernels`"
+live = report()["backends"]["cpu"] is None
+assert live == (os.environ["RVQA_EXPECTS"] == "cpu"), report()["backends"]
+generator = torch.Generator().manual_seed(0)
+tables = ops.prepare(torch.randn(8, 32, 16, generator=generator))
+latent = torch.randn(100, 16, generator=generator)
+codes = ops.residual_quantize(latent, tables)
+assert codes.shape == (100, 8)
+error = (latent - ops.decode(codes, tables)).square().sum()
+assert error < latent.square().sum() / 4, "eight levels must explain most of a latent"
+print(f"rvqa {rvqa.__version__}: codes with the {'native' if live else 'reference'} backend, sum {int(codes.sum())}")

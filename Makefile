@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv; `make demo` and `make test` are all a newcomer types.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install -q --disable-pip-version-check
+export DS_BUILD_OPS := 0
+
+.PHONY: demo test lint types wheel clean
+
+$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "torch>=2.11,<2.14"
+	$(PIP) -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/installed   ## the whole path on real cells
+	$(VENV)/bin/rvqa demo
+
+test: $(VENV)/installed   ## the core tests
+	$(PY) -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: wheel              ## of the package as it is installed
+	rm -rf build/typed && $(PY) -m zipfile -e dist/rvqa-*.whl build/typed
+	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p rvqa
+
+wheel: $(VENV)/installed
+	rm -rf dist && $(PIP) build && $(PY) -m build -q --wheel --outdir dist .
+
+clean:
+	rm -rf build dist *.egg-info rvqa/*.so

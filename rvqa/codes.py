@@ -1,0 +1,149 @@
+"""`encode` and `decode`: AnnData in, documented keys out.
+
+N cells, M levels (8), D latent width, G genes of the model's axis.
+"""
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from rvqa import counts as counting
+from rvqa.errors import InputError
+from rvqa.genes import GeneAlignment, align
+from rvqa.model import Model
+from rvqa.tokenizer import CellTokenizer
+
+
+def encode(
+    adata: AnnData,
+    model: Model | CellTokenizer,
+    *,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+    key_added: str = "rvqa",
+    copy: bool = False,
+) -> AnnData | None:
+    """Tokenize cells: raw counts to 8 residual codes each.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, cells by genes, named by symbols or Ensembl ids in any order.
+    model
+        From `rvqa.load`, or a `CellTokenizer` alone.
+    layer
+        Where the counts are: a key of `adata.layers`, or "raw" for `adata.raw`; `X` by default.
+    library_size_key
+        Column of `adata.obs` with every cell's total counts over all genes, for files cut to a few genes; by default
+        the sum of the stored counts.
+    key_added
+        Prefix of the keys written.
+    copy
+        Return a changed copy and leave `adata` as it is.
+
+    Returns
+    -------
+    AnnData or None
+        With `copy`, the new object; else None and `adata` gains
+        `obsm["rvqa_codes"]`, uint8 [N, 8]: code of each level; the first is the broadest;
+        `obsm["X_rvqa"]`, float32 [N, D]: quantized latent, for neighbours and UMAP;
+        `uns["rvqa"]`: gene coverage and the model it came from.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        The values are not raw counts, a cell is empty, or fewer than 50 of the model's genes are measured.
+
+    Examples
+    --------
+    >>> rvqa.encode(adata, model)  # doctest: +SKIP
+    >>> sc.pp.neighbors(adata, use_rep="X_rvqa")  # doctest: +SKIP
+    """
+    tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
+    codes_NM, alignment = cell_codes(adata, tokenizer, layer=layer, library_size_key=library_size_key)
+    target = adata.copy() if copy else adata
+    write_codes(target, tokenizer, codes_NM, key_added)
+    record(target, key_added, {"coverage": alignment.report(), "model": getattr(model, "source", "")})
+    return target if copy else None
+
+
+def decode(
+    codes: np.ndarray,
+    model: Model | CellTokenizer,
+    *,
+    genes: list[str] | None = None,
+    levels: int | None = None,
+    target_sum: float = counting.TARGET_SUM,
+) -> np.ndarray:
+    """Expected expression of codes.
+
+    Parameters
+    ----------
+    codes
+        uint8 [N, 8], e.g. `adata.obsm["rvqa_codes"]`.
+    model
+        The model that made them.
+    genes
+        Symbols to decode; by default all genes of the model's axis, in its order (`model.cell_tokenizer.axis.symbols`).
+    levels
+        Decode only the first levels: broad identity without detail.
+    target_sum
+        Scale of the result: counts per `target_sum` counts of a cell. Multiply by a library size / `target_sum` for
+        counts.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [N, genes]: expected counts per `target_sum`, not log-transformed.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Codes of the wrong shape, dtype or range, an unknown gene, or too many levels.
+    """
+    from rvqa.obs import require_known
+
+    tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
+    codes_NM = np.asarray(codes)
+    expected = tokenizer.config.levels
+    if codes_NM.dtype != np.uint8 or codes_NM.ndim != 2 or codes_NM.shape[1] != expected:
+        raise InputError(
+            f"Codes have dtype {codes_NM.dtype} and shape {codes_NM.shape}; expected uint8 [cells, {expected}] "
+            "as in adata.obsm['rvqa_codes']."
+        )
+    if levels is not None and not 1 <= levels <= expected:
+        raise InputError(f"levels is {levels}; expected 1 to {expected}.")
+    symbols = tokenizer.axis.symbols
+    columns = np.arange(len(symbols))
+    if genes is not None:
+        require_known("gene", genes, symbols)
+        index = {symbol: i for i, symbol in enumerate(symbols)}
+        columns = np.array([index[gene] for gene in genes], dtype=np.int64)
+    result_NG = np.empty((len(codes_NM), len(columns)), dtype=np.float32)
+    for rows, share_BG in tokenizer.share_blocks(codes_NM[:, :levels]):
+        result_NG[rows] = share_BG[:, columns] * np.float32(target_sum)
+    return result_NG
+
+
+def cell_codes(
+    adata: AnnData, tokenizer: CellTokenizer, *, layer: str | None, library_size_key: str | None
+) -> tuple[np.ndarray, GeneAlignment]:
+    """Codes uint8 [N, M] of the cells of a file, and how its genes met the axis."""
+    counts, var = counting.counts_and_var(adata, layer=layer)
+    library_size = counting.library_size(adata, counts, key=library_size_key)
+    alignment = align(var, tokenizer.axis)
+    return tokenizer.encode(counts, alignment, library_size), alignment
+
+
+def write_codes(adata: AnnData, tokenizer: CellTokenizer, codes_NM: np.ndarray, key_added: str) -> None:
+    """Put codes and quantized latents where the contract says."""
+    adata.obsm[f"{key_added}_codes"] = codes_NM
+    adata.obsm[f"X_{key_added}"] = tokenizer.quantized_latent(codes_NM)
+
+
+def record(adata: AnnData, key_added: str, facts: dict[str, Any]) -> None:
+    """Add facts to `uns[key_added]`, which says where results come from."""
+    import rvqa
+
+    adata.uns[key_added] = {**adata.uns.get(key_added, {}), "version": rvqa.__version__, **facts}

@@ -1,0 +1,399 @@
+"""Raw counts: find them in an AnnData, prove that they are raw, bring them to one matrix form, normalise them once.
+
+Every value is checked before a matrix passes as counts (finite, non-negative, an integer, at most 2^24 so that float32
+holds it exactly). What does not pass is labelled, so that the refusal can say what was probably handed over:
+
+    EMPTY        no cells, no genes, or nothing but zeros
+    JUNK         NaN or Inf; not a number; above 2^24; nearly integers
+    SCALED       a negative value (sc.pp.scale, regress_out, ComBat)
+    COUNTS       every value is an integer
+    LOG1P        1 < max <= MAX_LOG, and after expm1 rows sum to one total or are whole numbers times a factor
+    NORMALISED   rows sum to one total or are whole numbers times a factor
+    otherwise    NORMALISED (corrected, estimated) above MAX_LOG or if most are integers; LOG1P above 1; JUNK below
+
+The first line that applies wins. Only the last three look at a sample of rows (evenly spaced, so the label is
+deterministic): they decide the wording, never the acceptance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from rvqa.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+    from anndata import AnnData
+
+TARGET_SUM = 1e4  # expression is log1p of counts per 10,000, everywhere
+MAX_COUNT = 2**24  # float32 holds every integer up to here
+MAX_LOG = 20.0  # log2(1 + 1e6) = 19.9: no log-transformed expression is larger
+NEARLY = 1e-3  # non-integers all closer than this to an integer are counts that went through floating point
+_SAMPLED_ROWS, _LOG_ROWS, _SCAN_BLOCK = 512, 1024, 1 << 18
+
+
+class MatrixKind(Enum):
+    """What a matrix of cells by genes holds; the table at the top of `rvqa.counts` is the decision."""
+
+    COUNTS = "raw counts"
+    LOG1P = "log1p-normalised"
+    NORMALISED = "normalised"
+    SCALED = "scaled"
+    JUNK = "not expression"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True)
+class MatrixFacts:
+    """What `inspect_matrix` saw and concluded.
+
+    Numbers are over the non-zero values of the whole matrix; `row_total` (None where rows differ) and `whole_multiples`
+    over at most 512 rows, after expm1 if the kind is LOG1P, and only where the values alone do not decide.
+    """
+
+    kind: MatrixKind
+    n_cells: int
+    n_genes: int
+    dtype: str
+    n_nonzero: int = 0
+    n_nonfinite: int = 0
+    n_negative: int = 0
+    n_integer: int = 0
+    minimum: float = 0.0
+    maximum: float = 0.0
+    worst_fraction: float = 0.0
+    row_total: float | None = None
+    whole_multiples: bool = False
+
+    @property
+    def share_integer(self) -> float:
+        """Share of the non-zero values that are integers, 1 where there are none."""
+        return self.n_integer / self.n_nonzero if self.n_nonzero else 1.0
+
+
+def raw_counts(adata: AnnData, *, layer: str | None = None) -> sp.csr_matrix:
+    """Return the raw counts of an AnnData as canonical CSR; refuse anything else, saying what it looks like.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, not changed. Dense, any scipy sparse matrix or array, backed or Dask (read into memory).
+    layer
+        None for `X`, a key of `adata.layers`, or "raw" for `adata.raw.X` (unless a layer is itself called "raw").
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix [n_cells, n_genes]
+        As `canonical_csr`, floats as float32 (exact). It may share memory with `adata`: do not write into it.
+
+    Raises
+    ------
+    InputError
+        Unknown layer, or not raw counts. Cells without counts pass here and are refused by `library_size`.
+    """
+    return counts_and_var(adata, layer=layer)[0]
+
+
+def counts_and_var(adata: AnnData, *, layer: str | None = None) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Return `raw_counts` and the table of genes of its columns: `adata.var`, or `adata.raw.var` for layer="raw"."""
+    name, stored, var = _select(adata, layer)
+    matrix = _in_memory(stored)
+    matrix = canonical_csr(matrix) if sp.issparse(matrix) else matrix
+    facts = inspect_matrix(matrix)
+    if facts.kind is not MatrixKind.COUNTS:
+        raise InputError(f"{_what_was_seen(name, facts)} {_next_step(adata, name)}")
+    counts = canonical_csr(matrix)
+    return counts.astype(np.float32 if counts.dtype.kind == "f" else counts.dtype, copy=False), var
+
+
+def canonical_csr(matrix: Any) -> sp.csr_matrix:
+    """Bring any 2-D matrix to CSR with sorted indices, no duplicates and no stored zeros, without changing it.
+
+    Shares memory with a CSR input that already has this form. Indices are int32 where they fit, else int64; integers
+    are int64 where duplicates had to be added up, else as stored.
+    """
+    shared = sp.issparse(matrix) and matrix.format == "csr"
+    csr = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr) if shared else matrix, shape=matrix.shape)
+    csr.prune()
+    if csr.has_canonical_format and np.count_nonzero(csr.data) == csr.nnz:
+        return csr
+    tidy = csr.astype(np.int64 if csr.dtype.kind in "iu" else csr.dtype)  # a copy, in which sums do not wrap around
+    tidy.sum_duplicates()
+    tidy = tidy.astype(csr.dtype, copy=False) if tidy.nnz == csr.nnz else tidy
+    tidy.eliminate_zeros()
+    return tidy
+
+
+def classify(matrix: Any) -> MatrixKind:
+    """Say what a matrix of cells by genes holds; `inspect_matrix` adds the facts behind it."""
+    return inspect_matrix(matrix).kind
+
+
+def inspect_matrix(matrix: Any) -> MatrixFacts:
+    """Look at every value of a matrix [n_cells, n_genes], dense or sparse, and conclude what it holds.
+
+    `kind` is COUNTS only if every value was seen to be one. Duplicate entries of a sparse matrix are taken one by one.
+    """
+    matrix = _in_memory(matrix)
+    if matrix.ndim != 2:
+        raise InputError(f"Expected a matrix of cells by genes, got an array with {matrix.ndim} dimensions.")
+    shape: dict[str, Any] = {"n_cells": matrix.shape[0], "n_genes": matrix.shape[1], "dtype": str(matrix.dtype)}
+    if 0 in matrix.shape or matrix.dtype.kind not in "iuf":
+        return MatrixFacts(MatrixKind.EMPTY if 0 in matrix.shape else MatrixKind.JUNK, **shape)
+    if sp.issparse(matrix) and matrix.format not in ("csr", "csc"):
+        matrix = matrix.tocsr()
+    values = matrix.data[: matrix.nnz] if sp.issparse(matrix) else matrix.ravel(order="K")
+    facts = MatrixFacts(MatrixKind.NORMALISED, **shape, **_scan(values))
+    if (certain := _kind_by_values(facts)) is not None:
+        return replace(facts, kind=certain)
+    sample = canonical_csr(matrix[_sampled_rows(matrix)])
+    rows = [row for row in np.split(sample.data.astype(np.float64), sample.indptr[1:-1]) if row.size]
+    integers, logs = facts.share_integer > 0.5, 1 < facts.maximum <= MAX_LOG
+    for kind in (MatrixKind.LOG1P, MatrixKind.NORMALISED) if logs else (MatrixKind.NORMALISED,):
+        linear = [np.expm1(row) for row in rows] if kind is MatrixKind.LOG1P else rows
+        total, multiples = _common_total(linear), not integers and _whole_multiples(linear)
+        if total is not None or multiples:
+            return replace(facts, kind=kind, row_total=total, whole_multiples=multiples)
+    if integers or facts.maximum > MAX_LOG:
+        return facts
+    return replace(facts, kind=MatrixKind.LOG1P if logs else MatrixKind.JUNK)
+
+
+def empty_cells(counts: sp.csr_matrix) -> np.ndarray:
+    """Return the indices, int64 [n_empty], of the cells of a canonical count matrix that have no counts at all."""
+    return np.flatnonzero(np.diff(counts.indptr) == 0)
+
+
+def library_size(adata: AnnData, counts: sp.csr_matrix, *, key: str | None = None) -> np.ndarray:
+    """Return the total counts of each cell: the depth that normalisation divides by.
+
+    Parameters
+    ----------
+    adata
+        Where `obs` and the names of cells are read.
+    counts
+        From `raw_counts`, over all stored genes: mapping onto a model's axis comes later and leaves depth alone.
+    key
+        Column of `adata.obs` with the total over all sequenced genes, for files that were cut to some genes.
+
+    Returns
+    -------
+    numpy.ndarray, float64 [n_cells]
+        In counts, > 0.
+
+    Raises
+    ------
+    InputError
+        Cells without counts (also with `key`: where nothing was seen a code would say nothing), an unknown column, or
+        totals that are not finite numbers > 0, or are below the counts that are stored.
+    """
+    n_cells = counts.shape[0]
+    if adata.n_obs != n_cells:
+        raise InputError(
+            f"The counts have {n_cells:,} cells, the AnnData {adata.n_obs:,}: pass the counts of this AnnData."
+        )
+    if (empty := empty_cells(counts)).size:
+        raise InputError(
+            f"{empty.size:,} of {n_cells:,} cells have no counts in any stored gene ({_names(adata, empty)}). "
+            "Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
+        )
+    # A float64 vector makes scipy accumulate in float64: exact for counts.
+    stored = np.asarray(counts @ np.ones(counts.shape[1], dtype=np.float64))
+    if key is None:
+        return stored
+    if key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
+        seen = f"holds {adata.obs[key].dtype}, not numbers" if key in adata.obs else "does not exist"
+        raise InputError(f"obs[{key!r}] {seen}: name a column of total counts; there are {_quoted(adata.obs)}.")
+    total = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
+    advice = "Pass total counts over all sequenced genes, not a logarithm, a size factor or a number of genes."
+    if (bad := np.flatnonzero(~(np.isfinite(total) & (total > 0)))).size:
+        where = f"{bad.size:,} of {n_cells:,} cells ({_names(adata, bad)})"
+        raise InputError(f"obs[{key!r}] is not finite and positive in {where}. {advice}")
+    if (bad := np.flatnonzero(total < stored * (1 - 1e-6))).size:
+        raise InputError(
+            f"obs[{key!r}] is below the sum of the stored counts in {bad.size:,} of {n_cells:,} cells "
+            f"({_names(adata, bad)}; {total[bad[0]]:g} against {stored[bad[0]]:g} in the first). {advice}"
+        )
+    return total
+
+
+def log1p_normalise(
+    counts: sp.csr_matrix, library_size: np.ndarray, *, target_sum: float = TARGET_SUM
+) -> sp.csr_matrix:
+    """Logarithm of counts per `target_sum`: ln(1 + count / library_size * target_sum).
+
+    Parameters
+    ----------
+    counts
+        [n_cells, n_genes], any dtype, not changed; genes may already be mapped onto an axis.
+    library_size
+        [n_cells] from the function of that name; finite and > 0 wherever a cell has counts, else an `InputError`.
+    target_sum
+        Total that every cell is scaled to before the logarithm.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix, float32 [n_cells, n_genes]
+        Computed in float64 and rounded once; the sparsity pattern of `counts`, in memory of its own.
+    """
+    depth, stored = np.asarray(library_size, dtype=np.float64), np.diff(counts.indptr)
+    if depth.shape != stored.shape:
+        raise InputError(f"Expected one library size for each of {stored.size:,} cells, got shape {depth.shape}.")
+    usable = np.isfinite(depth) & (depth > 0)
+    if n_bad := np.count_nonzero(~usable & (stored > 0)):
+        raise InputError(f"{n_bad:,} cells with counts have a library size that is not finite and positive.")
+    scale = np.divide(target_sum, depth, out=np.zeros_like(depth), where=usable)
+    values = np.empty(counts.nnz, dtype=np.float32)
+    for start in range(0, stored.size, _LOG_ROWS):
+        rows = slice(start, min(start + _LOG_ROWS, stored.size))
+        span = slice(counts.indptr[rows.start], counts.indptr[rows.stop])
+        values[span] = np.log1p(counts.data[span] * np.repeat(scale[rows], stored[rows]))
+    return sp.csr_matrix((values, counts.indices[: counts.nnz].copy(), counts.indptr.copy()), shape=counts.shape)
+
+
+def _select(adata: AnnData, layer: str | None) -> tuple[str, Any, pd.DataFrame]:
+    if layer is None:
+        if adata.X is None:
+            raise InputError(f"X is missing. {_next_step(adata, 'X')}")
+        return "X", adata.X, adata.var
+    if layer in adata.layers:
+        return f"layers[{layer!r}]", adata.layers[layer], adata.var
+    if layer == "raw" and adata.raw is not None:
+        return "raw.X", adata.raw.X, adata.raw.var
+    layers = f"the layers {_quoted(adata.layers)}" if len(adata.layers) else "no layers"
+    raw = "no .raw" if adata.raw is None else ".raw (layer='raw')"
+    raise InputError(f"There is no layer {layer!r}: the AnnData has {layers} and {raw}. Leave layer out to use X.")
+
+
+def _in_memory(matrix: Any) -> Any:
+    if hasattr(matrix, "to_memory"):  # anndata's backed sparse matrix
+        matrix = matrix.to_memory()
+    elif hasattr(matrix, "compute"):  # Dask
+        matrix = matrix.compute()
+    if sp.issparse(matrix):
+        return matrix
+    matrix = np.asarray(matrix)  # scipy knows neither foreign byte order nor half precision
+    return matrix.astype(np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("="), copy=False)
+
+
+def _scan(values: np.ndarray) -> dict[str, Any]:
+    seen: dict[str, Any] = dict.fromkeys(("n_nonzero", "n_nonfinite", "n_negative", "n_integer"), 0)
+    extremes: dict[str, Any] = {}
+    for start in range(0, values.size, _SCAN_BLOCK):
+        block = values[start : start + _SCAN_BLOCK]
+        block = block[block != 0]
+        finite = block[np.isfinite(block)]
+        seen["n_nonzero"] += block.size
+        seen["n_nonfinite"] += block.size - finite.size
+        if finite.size:
+            size = np.abs(finite)
+            # Nearest count that is not zero: 1e-4 is a fraction, not nearly an integer.
+            fraction = np.abs(size - np.maximum(np.rint(size), 1)) if size.dtype.kind == "f" else np.zeros(1)
+            seen["n_negative"] += int(np.count_nonzero(finite < 0))
+            seen["n_integer"] += finite.size - int(np.count_nonzero(fraction))
+            extremes["minimum"] = min(float(finite.min()), extremes.get("minimum", np.inf))
+            extremes["maximum"] = max(float(finite.max()), extremes.get("maximum", -np.inf))
+            extremes["worst_fraction"] = max(float(fraction.max()), extremes.get("worst_fraction", 0.0))
+    return seen | extremes
+
+
+def _kind_by_values(facts: MatrixFacts) -> MatrixKind | None:
+    if facts.n_nonzero == 0:
+        return MatrixKind.EMPTY
+    if facts.n_nonfinite:
+        return MatrixKind.JUNK
+    if facts.n_negative:
+        return MatrixKind.SCALED
+    if facts.maximum > MAX_COUNT:
+        return MatrixKind.JUNK
+    if facts.n_integer == facts.n_nonzero:
+        return MatrixKind.COUNTS
+    return MatrixKind.JUNK if facts.worst_fraction < NEARLY else None
+
+
+def _sampled_rows(matrix: Any) -> np.ndarray:
+    return np.unique(np.linspace(0, matrix.shape[0] - 1, min(matrix.shape[0], _SAMPLED_ROWS)).astype(np.int64))
+
+
+def _common_total(rows: list[np.ndarray]) -> float | None:
+    totals = np.array([row.sum() for row in rows])
+    middle = float(np.median(totals)) if totals.size > 1 else 0.0
+    # Within 0.5 %: float32, or values rounded to three decimals. Depths of real cells differ by far more.
+    return middle if middle and np.ptp(totals) <= 5e-3 * middle else None
+
+
+def _whole_multiples(rows: list[np.ndarray]) -> bool:
+    # Counts of a cell that were divided by its depth are whole numbers times the value of a single count.
+    verdicts = []
+    for row in rows:
+        ratio = row / row.min()
+        ratio = ratio[ratio > 1.5]
+        if ratio.size >= 5:
+            verdicts.append(np.mean(np.abs(ratio - np.rint(ratio)) <= 0.01) >= 0.95)
+    return bool(verdicts) and float(np.mean(verdicts)) > 0.5
+
+
+def _what_was_seen(name: str, facts: MatrixFacts) -> str:
+    shape = f"{facts.n_cells:,} cells x {facts.n_genes:,} genes"
+    if 0 in (facts.n_cells, facts.n_genes):
+        return f"{name} has no {'genes' if facts.n_cells else 'cells'} ({shape})."
+    if facts.n_nonzero == 0:
+        what = "nothing but zeros" if facts.kind is MatrixKind.EMPTY else f"values of type {facts.dtype}, not counts"
+        return f"{name} holds {what} ({shape})."
+    if facts.n_nonfinite:
+        return f"{name} holds NaN or infinite values ({facts.n_nonfinite:,} of {facts.n_nonzero:,} non-zero values)."
+    broken, few = facts.n_nonzero - facts.n_integer, facts.share_integer > 0.995
+    share = f"{broken:,} of {facts.n_nonzero:,}" if few else f"{100 * (1 - facts.share_integer):.0f} % of"
+    numbers = f"max {_number(facts.maximum)}, {share} non-zero values are not integers"
+    if facts.kind is MatrixKind.SCALED:
+        return f"{name} looks scaled or centred: it holds negative values (min {facts.minimum:.4g}, {numbers})."
+    if facts.maximum > MAX_COUNT:
+        return (
+            f"{name} holds a value of {_number(facts.maximum)}; no gene of one cell has more than {MAX_COUNT:,} counts."
+        )
+    if facts.worst_fraction < NEARLY:
+        return f"{name} holds nearly integers ({numbers}); if they are counts, round them: adata.X = adata.X.round()."
+    if facts.kind is MatrixKind.JUNK:
+        return f"{name} holds fractions between 0 and 1, not counts ({numbers})."
+    log = facts.kind is MatrixKind.LOG1P
+    if facts.row_total is None and not facts.whole_multiples:
+        return f"{name} looks {'log-transformed' if log else 'normalised, corrected or estimated'} ({numbers})."
+    sums = facts.row_total is not None and f"rows sum to {_number(facts.row_total)}"
+    why = (sums or "each row is whole numbers times a factor") + " after expm1" * log
+    return f"{name} looks {facts.kind.value} ({numbers}; {why})."
+
+
+def _next_step(adata: AnnData, refused: str) -> str:
+    if 0 in adata.shape:
+        return "Check what filtered or sliced it."
+    places: dict[str, tuple[Any, str]] = {"X": (adata.X, "leave layer out")}
+    places |= {f"layers[{key!r}]": (adata.layers[key], f"pass layer={key!r}") for key in adata.layers}
+    if adata.raw is not None and "raw" not in adata.layers:
+        places["raw.X"] = (adata.raw.X, "pass layer='raw'")
+    places.pop(refused, None)
+    for name, (matrix, advice) in places.items():
+        # A sample of rows is enough for advice: following it checks every value.
+        if matrix is not None and classify(matrix[_sampled_rows(matrix)]) is MatrixKind.COUNTS:
+            return f"adata.{name} looks like raw counts: {advice}."
+    others = f" ({', '.join(places)} looked no better)" if places else ""
+    return f"Pass raw counts, e.g. adata.layers['counts'] with layer='counts'{others}."
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _names(adata: AnnData, cells: np.ndarray) -> str:
+    return ("first: " if cells.size > 3 else "") + _quoted(adata.obs_names[cells[:3]])
+
+
+def _quoted(names: Iterable[Any]) -> str:
+    quoted = [repr(str(name)) for name in names]
+    return ", ".join(quoted[:20]) + ", ..." * (len(quoted) > 20)

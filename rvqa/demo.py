@@ -1,0 +1,364 @@
+"""`rvqa demo`: the whole path on real cells, with the baselines beside it.
+
+With `RVQA_DATA_DIR` (or ../shared/data) at hand: PBMC3k and Kang et al. 2018. Two donors and the interferon-treated
+cells of one type are held out of everything: gene choice, scaling, tokenizer, vocabulary, language model. Without it:
+the 700 PBMC that scanpy ships, a fifth of the cells held out, and a response that is SIMULATED on them, named so
+wherever it is shown.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from rvqa.annotation import annotate
+from rvqa.codes import cell_codes
+from rvqa.counts import counts_and_var, library_size, log1p_normalise
+from rvqa.errors import InputError
+from rvqa.evaluation import baselines, splits
+from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
+from rvqa.files import read_h5ad
+from rvqa.genes import align, map_columns
+from rvqa.model import Model, quiet_transformers, require_new_directory
+from rvqa.perturbation import decode_counts, perturb, residual_ratios
+
+HELD_OUT_DONORS = ("1244", "1256")
+HELD_OUT_TYPE = "B"
+SIMULATED = "SIMULATED response"
+MIN_CONTEXT = 10
+"""Fewest control and perturbed cells of a type whose shift the baselines may use."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Cells of one demonstration, split: nothing of `tests` and `perturbed` is seen by any fit."""
+
+    title: str
+    references: list[AnnData]
+    names: list[str]
+    tests: dict[str, AnnData]
+    """Cells to annotate, by what they are."""
+    control: AnnData
+    """Control cells of the held-out type."""
+    perturbed: AnnData
+    """Perturbed cells of the held-out type, never fitted."""
+    contexts: AnnData
+    """Cells of the other types, control and perturbed, that the baselines learn from (all in the reference)."""
+    held_out_type: str
+    perturbation: str
+    library_size_key: str | None
+
+
+def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | None = None) -> dict[str, Any]:
+    """Fit, annotate, perturb, compare; print it and return the figures.
+
+    Parameters
+    ----------
+    output
+        Model directory to write; an earlier demo's is replaced.
+    seed
+        Of everything random: the same seed gives the same numbers on the same machine.
+    progress
+        Show progress bars.
+    out
+        Where the text goes; standard output by default.
+    """
+    from rvqa.training.fit import fit_files, settings_for
+
+    out = out or sys.stdout
+    require_new_directory(output, force=True)
+    started = time.perf_counter()
+    folder = data_folder()
+    case = shipped_case(seed) if folder is None else real_case(folder)
+    print(f"{case.title}\n", file=out)
+    model = fit_files(
+        case.references,
+        names=case.names,
+        labels="label",
+        condition="condition",
+        control="control",
+        library_size_key=case.library_size_key,
+        settings=settings_for(seed),
+        progress=progress,
+    )
+    model.save_pretrained(output, force=True)
+    results: dict[str, Any] = {"case": case.title, "seed": seed, "fit_seconds": time.perf_counter() - started}
+    results["tokens"] = show_tokens(model, case, out)
+    results["perplexity"] = show_perplexity(model, case, out)
+    results["annotation"] = show_annotation(model, case, out, progress=progress)
+    results["perturbation"] = show_perturbation(model, case, out, seed=seed, progress=progress)
+    results["opened_by_transformers"] = show_reopened(output, out)
+    results["seconds"] = time.perf_counter() - started
+    print(f"\n{results['seconds']:.0f} s in all, {results['fit_seconds']:.0f} s of them to fit the model.", file=out)
+    return results
+
+
+def data_folder() -> Path | None:
+    """Folder of the real data: `RVQA_DATA_DIR`, else ../shared/data where that is; None without."""
+    named = os.environ.get("RVQA_DATA_DIR")
+    if named and not Path(named).is_dir():
+        raise InputError(
+            f"RVQA_DATA_DIR is {named}, which is not a folder. Set it to the folder of .h5ad files, or unset it."
+        )
+    folder = Path(named or "../shared/data")
+    return folder if folder.is_dir() else None
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
+
+
+def real_case(folder: Path) -> Case:
+    """PBMC3k and Kang: two donors out, and the interferon-treated cells of one type."""
+    reference_folder = Path(os.environ.get("RVQA_REF_DIR", folder.parent / "ref"))
+    table = json.loads((reference_folder / "label_to_cl.json").read_text(encoding="utf-8"))
+    pbmc3k, kang, panel = (
+        _labelled(read_h5ad(folder / f"{name}.h5ad"), table)
+        for name in ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k", "kang2018_ctrl_pbmc_12k_1287genes")
+    )
+    pbmc3k.obs["condition"] = "control"
+    kang.obs["condition"] = kang.obs["condition"].astype(str).map({"ctrl": "control", "stim": "IFN-beta"})
+    train, held_out = splits.by_donor(kang, "donor", HELD_OUT_DONORS)
+    stimulated = (kang.obs["condition"] == "IFN-beta").to_numpy()
+    of_type = (kang.obs["label"] == HELD_OUT_TYPE).to_numpy()
+    donor_known = train | held_out
+    reference = kang[train & ~(of_type & stimulated)].copy()
+    _, panel_held_out = splits.by_donor(panel, "donor", HELD_OUT_DONORS)
+    donors = " and ".join(HELD_OUT_DONORS)
+    return Case(
+        title=f"PBMC3k + Kang 2018; never seen by any fit: donors {donors}, and every IFN-beta {HELD_OUT_TYPE} cell",
+        references=[pbmc3k, reference],
+        names=["pbmc3k", "kang2018"],
+        tests={
+            "Kang control cells of held-out donors": kang[held_out & ~stimulated].copy(),
+            "the same donors, 1,287-gene panel": panel[panel_held_out].copy(),
+        },
+        control=kang[of_type & ~stimulated & donor_known].copy(),
+        perturbed=kang[of_type & stimulated & donor_known].copy(),
+        contexts=reference,
+        held_out_type=HELD_OUT_TYPE,
+        perturbation="IFN-beta",
+        library_size_key=None,
+    )
+
+
+def _labelled(adata: AnnData, table: dict[str, dict[str, str]]) -> AnnData:
+    """Harmonised coarse labels, and the ontology id of a label where the table has the coarse label itself."""
+    raw = adata.obs["cell_type"].astype(str)
+    terms = {entry["coarse"]: entry["cl_id"] for entry in table.values() if entry["harmonised"] == entry["coarse"]}
+    adata.obs["label"] = [table[name]["coarse"] if name in table else "" for name in raw]
+    adata.obs["cell_type_ontology_term_id"] = [terms.get(label, "") for label in adata.obs["label"]]
+    return adata
+
+
+def shipped_case(seed: int) -> Case:
+    """The 700 PBMC of scanpy, half of them with a simulated response; a fifth of the cells and one treated type out."""
+    import scanpy as sc
+
+    source = sc.datasets.pbmc68k_reduced()
+    depth = source.obs["n_counts"].to_numpy(dtype=np.float64)
+    counts = sp.csr_matrix(source.raw.X, dtype=np.float64)
+    counts.data = np.rint(np.expm1(counts.data) * np.repeat(depth, np.diff(counts.indptr)) / 1e4)
+    adata = AnnData(counts.astype(np.float32), obs=source.obs[["bulk_labels"]].copy(), var=source.raw.var[[]].copy())
+    adata.obs["label"] = adata.obs["bulk_labels"].astype(str)
+    adata.obs["depth"] = depth
+    rng = np.random.default_rng(seed)
+    treated = rng.random(adata.n_obs) < 0.5
+    adata = simulate_response(adata, treated, rng)
+    held_out = rng.random(adata.n_obs) < 0.2
+    of_type = (adata.obs["label"] == "CD19+ B").to_numpy()
+    reference = adata[~held_out & ~(of_type & treated)].copy()
+    return Case(
+        title="700 PBMC that scanpy ships; the response shown is SIMULATED on them, and a fifth of the cells held out",
+        references=[reference],
+        names=["pbmc68k_reduced"],
+        tests={"held-out cells, untreated": adata[held_out & ~treated].copy()},
+        control=adata[of_type & ~treated].copy(),
+        perturbed=adata[of_type & treated].copy(),
+        contexts=reference,
+        held_out_type="CD19+ B",
+        perturbation=SIMULATED,
+        library_size_key="depth",
+    )
+
+
+def simulate_response(adata: AnnData, treated: np.ndarray, rng: np.random.Generator) -> AnnData:
+    """Make up a response of treated cells: 40 genes up 2-8 fold, 20 down as much, a little different in each type."""
+    counts = sp.csr_matrix(adata.X, dtype=np.float64)
+    n_genes = counts.shape[1]
+    fold_G = np.zeros(n_genes)
+    chosen = rng.choice(np.flatnonzero(counts.getnnz(0) >= 20), 60, replace=False)
+    fold_G[chosen] = rng.uniform(1, 3, 60) * np.where(np.arange(60) < 40, 1, -1)
+    dense_NG = counts.toarray()
+    depth = adata.obs["depth"].to_numpy().copy()
+    for label in sorted(set(adata.obs["label"])):
+        inside = (adata.obs["label"] == label).to_numpy()
+        share_G = (dense_NG[inside].sum(0) + 0.05) / depth[inside].sum()
+        rows = np.flatnonzero(inside & treated)
+        factor_G = 2.0 ** (fold_G * rng.normal(1.0, 0.2, n_genes))
+        up_G, down_G = np.maximum(factor_G - 1.0, 0.0), np.minimum(factor_G, 1.0)
+        kept = rng.binomial(dense_NG[rows].astype(np.int64), down_G)
+        dense_NG[rows] = kept + rng.poisson(share_G * up_G * depth[rows, None])
+    changed = adata.copy()
+    changed.obs["depth"] = depth + dense_NG.sum(1) - np.asarray(counts.sum(1)).ravel()
+    changed.X = sp.csr_matrix(dense_NG, dtype=np.float32)
+    changed.obs["condition"] = np.where(treated, SIMULATED, "control")
+    return changed
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def show_tokens(model: Model, case: Case, out: TextIO) -> list[str]:
+    """Print the ten tokens of three held-out cells."""
+    name, adata = next(iter(case.tests.items()))
+    codes_NM, _ = cell_codes(adata[:3], model.cell_tokenizer, layer=None, library_size_key=case.library_size_key)
+    tokens = model.vocabulary.texts(codes_NM)
+    print(f"Ten tokens of three {name.split(',')[0]}:", file=out)
+    for text, label in zip(tokens, adata.obs["label"], strict=False):
+        print(f"  {text}  {label}", file=out)
+    return tokens
+
+
+def show_perplexity(model: Model, case: Case, out: TextIO) -> dict[str, list[float]]:
+    """Print how evenly each level's 32 codes are used."""
+    print("\nPerplexity of the codes by level (32 = all used alike)", file=out)
+    rows = {}
+    sets = {"cells of the fit": case.references, **{name: [adata] for name, adata in case.tests.items()}}
+    for name, files in sets.items():
+        codes = [
+            cell_codes(f, model.cell_tokenizer, layer=None, library_size_key=case.library_size_key)[0] for f in files
+        ]
+        values = perplexity(np.concatenate(codes), model.cell_tokenizer.config.entries)
+        rows[name] = [float(value) for value in values]
+        print(f"  {name:40s}" + " ".join(f"{value:5.1f}" for value in values), file=out)
+    return rows
+
+
+def show_annotation(model: Model, case: Case, out: TextIO, *, progress: bool) -> dict[str, Any]:
+    """Print accuracy and macro-F1 beside the baselines, all refitted on the genes each test file shares."""
+    print("\nCell types of cells never seen (closed set of labels)          accuracy  macro-F1", file=out)
+    results = {}
+    for name, adata in case.tests.items():
+        known = adata[np.isin(adata.obs["label"], model.card.labels)].copy()
+        annotate(known, model, library_size_key=case.library_size_key, progress=progress)
+        truth_N = known.obs["label"].to_numpy(dtype=object)
+        train_NG, test_NG = shared_log1p(case.references, known, case.library_size_key)
+        train_N = np.concatenate([each.obs["label"].to_numpy(dtype=object) for each in case.references])
+        labelled = train_N != ""
+        arguments = (train_NG[labelled], train_N[labelled], test_NG)
+        predictions = {
+            "rvqa, from ten tokens": known.obs["rvqa_cell_type"].to_numpy(dtype=object),
+            "logistic regression on expression": baselines.logistic_regression(*arguments),
+            "15 nearest neighbours on 50 PCs": baselines.nearest_neighbours(*arguments),
+            "majority class": baselines.majority(train_N[labelled], len(truth_N)),
+        }
+        print(f"  {name}: {known.n_obs:,} cells, {train_NG.shape[1]:,} genes shared with the reference", file=out)
+        rows = {method: classification(truth_N, predicted) for method, predicted in predictions.items()}
+        for method, row in rows.items():
+            print(f"    {method:58s} {row['accuracy']:7.3f}   {row['macro_f1']:7.3f}", file=out)
+        results[name] = {"cells": known.n_obs, "genes": train_NG.shape[1], "methods": rows}
+    return results
+
+
+def shared_log1p(
+    references: list[AnnData], test: AnnData, library_size_key: str | None
+) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """log1p of counts per 10,000 over the genes that all references and the test file measure."""
+    from rvqa.genes import GeneAxis
+
+    axis = GeneAxis.from_adata(test)
+    for reference in references:
+        axis = axis.subset(np.flatnonzero(align(reference, axis).measured))
+    blocks = []
+    for adata in [*references, test]:
+        counts, var = counts_and_var(adata)
+        depth = library_size(adata, counts, key=library_size_key)
+        blocks.append(log1p_normalise(map_columns(counts, align(var, axis)), depth))
+    return sp.vstack(blocks[:-1], format="csr"), blocks[-1]
+
+
+def show_perturbation(model: Model, case: Case, out: TextIO, *, seed: int, progress: bool) -> dict[str, Any]:
+    """Print errors and correlations of predicted profiles of the held-out type beside baselines and ceiling."""
+    tokenizer, key = model.cell_tokenizer, case.library_size_key
+    measured_G = align(case.control, tokenizer.axis).measured
+
+    def profile_cells(adata: AnnData) -> np.ndarray:
+        counts, var = counts_and_var(adata)
+        on_axis = map_columns(counts, align(var, tokenizer.axis))
+        return log1p_normalise(on_axis, library_size(adata, counts, key=key)).toarray()[:, measured_G]
+
+    truth = ShiftTruth.of(profile_cells(case.control), profile_cells(case.perturbed))
+    condition = case.contexts.obs["condition"].astype(str).to_numpy()
+    labels = case.contexts.obs["label"].astype(str).to_numpy()
+    controls, shifts = {}, {}
+    for label in sorted(set(labels) - {case.held_out_type, ""}):
+        before, after = ((labels == label) & (condition == name) for name in ("control", case.perturbation))
+        if min(before.sum(), after.sum()) >= MIN_CONTEXT:
+            controls[label] = profile_cells(case.contexts[before]).mean(0, dtype=np.float64)
+            shifts[label] = profile_cells(case.contexts[after]).mean(0, dtype=np.float64) - controls[label]
+    nearest, nearest_name = baselines.nearest_context(truth.control_G, controls, shifts)
+
+    control_counts, var = counts_and_var(case.control)
+    control_depth = library_size(case.control, control_counts, key=key)
+    predicted = perturb(
+        case.control,
+        model,
+        perturbation=case.perturbation,
+        cell_type_key="label",
+        n_samples=4,
+        seed=seed,
+        library_size_key=key,
+        progress=progress,
+    )
+    generated = log1p_normalise(sp.csr_matrix(predicted.X), np.repeat(control_depth, 4)).toarray()[:, measured_G]
+
+    # The ceiling: the true perturbed cells through the tokenizer, the same correction, the same draws.
+    alignment = align(var, tokenizer.axis)
+    types_N = np.full(len(control_depth), case.held_out_type, dtype=object)
+    control_codes = tokenizer.encode(control_counts, alignment, control_depth)
+    on_axis = map_columns(control_counts, alignment)
+    ratio = residual_ratios(tokenizer, on_axis, measured_G, control_depth, control_codes, types_N)
+    true_counts, true_var = counts_and_var(case.perturbed)
+    true_depth = library_size(case.perturbed, true_counts, key=key)
+    true_codes = tokenizer.encode(true_counts, align(true_var, tokenizer.axis), true_depth)
+    true_types = np.full(len(true_codes), case.held_out_type, dtype=object)
+    _, redrawn = decode_counts(tokenizer, true_codes, true_depth, true_types, ratio, np.random.default_rng(seed))
+    ceiling = log1p_normalise(redrawn, true_depth).toarray()[:, measured_G]
+
+    rows = {
+        "rvqa, written by the language model": truth.scores(generated.mean(0, dtype=np.float64)),
+        "no change": truth.scores(truth.control_G),
+        f"additive: mean shift of {len(shifts)} other types": truth.scores(baselines.additive(truth.control_G, shifts)),
+        f"nearest context: shift of {nearest_name}": truth.scores(nearest),
+        "tokenizer ceiling: the true cells, encoded and decoded": truth.scores(ceiling.mean(0, dtype=np.float64)),
+    }
+    print(
+        f"\n{case.perturbation} on {case.held_out_type} cells, of which none was seen perturbed: "
+        f"{case.control.n_obs} control, {case.perturbed.n_obs} true, {int(measured_G.sum()):,} genes",
+        file=out,
+    )
+    print(
+        "  on profiles of log1p counts per 10,000                     MSE top 50      MSE   Pearson of shift", file=out
+    )
+    for method, row in rows.items():
+        print(f"    {method:56s} {row['mse_top']:8.4f} {row['mse']:8.5f}   {row['pearson_shift']:8.3f}", file=out)
+    return {"genes": int(measured_G.sum()), "nearest_context": nearest_name, "methods": rows}
+
+
+def show_reopened(output: Path, out: TextIO) -> str:
+    """Open the written directory with transformers alone."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        reopened = AutoModelForCausalLM.from_pretrained(output, local_files_only=True)
+    size = sum(parameter.numel() for parameter in reopened.parameters())
+    line = f"{type(reopened).__name__} with {size / 1e6:.2f} million parameters"
+    print(f"\nWrote {output}; AutoModelForCausalLM.from_pretrained opens it: {line}", file=out)
+    return line

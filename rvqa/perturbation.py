@@ -1,0 +1,228 @@
+"""`perturb`: what control cells would look like under a perturbation, cell by cell, with counts.
+
+The language model reads a control cell's tokens, its type and the perturbation, and writes the tokens of a perturbed
+cell. Its codes decode to shares s of a cell's counts. What the tokenizer loses on the control cells of that type is
+put back, the same for every cell of the type:
+
+    ratio_g = (sum of measured counts + a) / (sum of counts expected from the control cells' own codes + a),   a =
+    PRIOR_COUNTS mean_g  = library size of the control cell x s_g x ratio_g
+
+so a model that writes the control's codes again predicts no change of the type's profile. Counts are drawn from a
+negative binomial with that mean and the gene's dispersion.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from tqdm import tqdm
+
+import rvqa
+from rvqa import counts as counting
+from rvqa.errors import InputError
+from rvqa.genes import align, map_columns
+from rvqa.model import Model
+from rvqa.obs import column, labels_of, require_known
+from rvqa.prompts import PERTURB
+from rvqa.serving.hf import generate_cells
+from rvqa.tokenizer import CellTokenizer
+
+PRIOR_COUNTS = 5.0
+"""Counts added to both sides of the ratio: a gene with fewer in all control cells of a type says little about it."""
+
+_BATCH = 256
+
+
+def perturb(
+    adata: AnnData,
+    model: Model,
+    *,
+    perturbation: str,
+    cell_type_key: str,
+    control_key: str | None = None,
+    control_value: str | None = None,
+    n_samples: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+    progress: bool = True,
+) -> AnnData:
+    """Predict cells under a perturbation from control cells.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, as for `rvqa.encode`; not changed.
+    model
+        From `rvqa.load`, fitted with perturbed cells.
+    perturbation
+        One of `model.card.perturbations`.
+    cell_type_key
+        Column of `adata.obs` with the cells' types, among `model.card.labels`.
+    control_key, control_value
+        Column of `adata.obs`, and its value for control cells: predictions start from these. By default from all cells.
+    n_samples
+        Predicted cells for each control cell.
+    temperature
+        Of the draws of codes; 0 takes the likeliest of each level.
+    seed
+        Of codes and counts.
+    layer, library_size_key
+        As for `rvqa.encode`.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    AnnData
+        control cells x n_samples rows, genes of the model's axis. `X`: counts, float32 CSR, at the control cell's
+        depth (its library size counts all genes, so the axis takes its share of it); `layers["mean"]`: their
+        expectation, float32;
+        `obsm["rvqa_codes"]`, uint8; `obs`: the control cell's columns (but `control_key` holds the perturbation) and
+        `control_cell`, `sample`; `uns["rvqa"]`: provenance.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        As for `rvqa.encode`; an unknown perturbation, column, control value or cell type, or a cell without a type.
+
+    Notes
+    -----
+    With `library_size_key` or a file cut to a few genes, genes outside the file are predicted from the codes alone.
+    """
+    require_known("perturbation", [perturbation], model.card.perturbations)
+    if n_samples < 1:
+        raise InputError(f"n_samples is {n_samples}; expected 1 or more.")
+    if (control_key is None) != (control_value is None):
+        raise InputError(
+            f"control_key={control_key!r} and control_value={control_value!r} go together: a column and its value."
+        )
+    control = adata
+    if control_key is not None and control_value is not None:
+        values = column(adata, control_key)
+        require_known(f"value of obs[{control_key!r}]", [control_value], values)
+        control = adata[values == control_value]
+    types_N = labels_of(control, cell_type_key)
+    if (unnamed := int((types_N == "").sum())) or not len(types_N):
+        raise InputError(
+            f"{unnamed} of {len(types_N)} control cells have no type in obs[{cell_type_key!r}]; every cell needs one. "
+            "Drop the others, or annotate first and use 'rvqa_cell_type'."
+        )
+    require_known(f"cell type in obs[{cell_type_key!r}]", types_N, model.card.labels)
+
+    tokenizer = model.cell_tokenizer
+    counts, var = counting.counts_and_var(control, layer=layer)
+    library_N = counting.library_size(control, counts, key=library_size_key)
+    alignment = align(var, tokenizer.axis)
+    control_codes_NM = tokenizer.encode(counts, alignment, library_N)
+    on_axis = map_columns(counts, alignment)
+    ratio = residual_ratios(tokenizer, on_axis, alignment.measured, library_N, control_codes_NM, types_N)
+
+    source_N = np.repeat(np.arange(len(types_N)), n_samples)
+    codes_NM = perturbed_codes(
+        model, control_codes_NM[source_N], types_N[source_N], perturbation, temperature, seed, progress=progress
+    )
+    mean_NG, sampled = decode_counts(
+        tokenizer, codes_NM, library_N[source_N], types_N[source_N], ratio, np.random.default_rng(seed)
+    )
+    obs = control.obs.iloc[source_N].copy()
+    sample_N = np.tile(np.arange(n_samples), len(types_N))
+    obs["control_cell"] = control.obs_names.to_numpy()[source_N]
+    obs["sample"] = sample_N
+    if control_key is not None:
+        obs[control_key] = pd.Categorical([perturbation] * len(obs))
+    obs.index = pd.Index([f"{name}_{perturbation}_{i}" for name, i in zip(obs["control_cell"], sample_N, strict=True)])
+    provenance: dict[str, Any] = {
+        "version": rvqa.__version__,
+        "model": model.source,
+        "prediction": f"cells predicted under {perturbation}; not measured",
+        "perturbation": perturbation,
+        "temperature": temperature,
+        "seed": seed,
+        "coverage": alignment.report(),
+    }
+    frame = tokenizer.axis.to_frame().set_index("gene_symbol", drop=False)
+    frame.index.name = None
+    return AnnData(
+        X=sampled,
+        obs=obs,
+        var=frame,
+        obsm={"rvqa_codes": codes_NM},
+        layers={"mean": mean_NG},
+        uns={"rvqa": provenance},
+    )
+
+
+def residual_ratios(
+    tokenizer: CellTokenizer,
+    counts_NG: sp.csr_matrix,
+    measured_G: np.ndarray,
+    library_N: np.ndarray,
+    codes_NM: np.ndarray,
+    types_N: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Measured over expected counts of cells by type, float64 [G] each, shrunk to 1; 1 where a gene is unmeasured."""
+    ratio = {}
+    for name in sorted(set(types_N)):
+        rows = np.flatnonzero(types_N == name)
+        measured = np.asarray(counts_NG[rows].sum(0, dtype=np.float64)).ravel()
+        expected = tokenizer.share_sum(codes_NM[rows], library_N[rows])
+        ratio[name] = np.where(measured_G, (measured + PRIOR_COUNTS) / (expected + PRIOR_COUNTS), 1.0)
+    return ratio
+
+
+def perturbed_codes(
+    model: Model,
+    codes_NM: np.ndarray,
+    types_N: np.ndarray,
+    perturbation: str,
+    temperature: float,
+    seed: int,
+    *,
+    progress: bool,
+) -> np.ndarray:
+    """Codes uint8 [N, M] that the language model writes for control cells of these types."""
+    prompts = model.prompts
+    result_NM = np.empty_like(codes_NM)
+    with tqdm(total=len(codes_NM), desc="perturb", unit="cell", disable=not progress) as bar:
+        for name in sorted(set(types_N)):
+            rows = np.flatnonzero(types_N == name)
+            for start in range(0, len(rows), _BATCH):
+                at = rows[start : start + _BATCH]
+                ids_BL = torch.from_numpy(prompts.ids(PERTURB.prompt, codes_NM[at], label=name, condition=perturbation))
+                result_NM[at] = generate_cells(
+                    model.language_model,
+                    ids_BL.to(model.language_model.device),
+                    None,
+                    model.vocabulary,
+                    temperature=temperature,
+                    seed=(seed * 1_000_003 + int(at[0])) % 2**63,
+                )
+                bar.update(len(at))
+    return result_NM
+
+
+def decode_counts(
+    tokenizer: CellTokenizer,
+    codes_NM: np.ndarray,
+    library_N: np.ndarray,
+    types_N: np.ndarray,
+    ratio: dict[str, np.ndarray],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, sp.csr_matrix]:
+    """Expected counts float32 [N, G] and negative binomial draws of them, CSR."""
+    mean_NG = np.empty((len(codes_NM), len(tokenizer.axis)), dtype=np.float32)
+    dispersion_G = tokenizer.dispersion_G.double().numpy()
+    shape_G = 1.0 / np.maximum(dispersion_G, 1e-6)
+    blocks = []
+    for rows, share_BG in tokenizer.share_blocks(codes_NM):
+        ratio_BG = np.stack([ratio[name] for name in types_N[rows]])
+        mean_BG = share_BG.astype(np.float64) * library_N[rows, None] * ratio_BG
+        rate_BG = rng.gamma(np.broadcast_to(shape_G, mean_BG.shape), mean_BG / shape_G)
+        blocks.append(sp.csr_matrix(rng.poisson(rate_BG).astype(np.float32)))
+        mean_NG[rows] = mean_BG
+    return mean_NG, sp.vstack(blocks, format="csr")

@@ -1,0 +1,216 @@
+"""CellTokenizer: raw counts of a cell -> latent -> 8 residual codes of 32, and codes -> expression.
+
+Encoder: x_g = log1p(counts per 10,000) of every measured gene g, standardised, unmeasured genes left out:
+    h = b + sum_g measured_g (x_g - mean_g) / scale_g W_g,    z = A relu(LayerNorm(h)) + a
+so a file's panel enters as a bias alone (`panel_bias`) and the sparse product is `ops.csr_project` with a folded W.
+Decoder: latent -> log of each gene's share of a cell's counts; counts are negative binomial around library size x share
+(the likelihood of Lopez et al., Nature Methods 2018, with the library size taken as known).
+
+Shapes: N cells, G genes of the axis, H hidden units, D latent width, M levels, K codewords a level.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rvqa.counts import TARGET_SUM
+from rvqa.errors import InputError
+from rvqa.genes import GeneAlignment, GeneAxis
+from rvqa.kernels import ops
+
+FORMAT_VERSION = 1
+
+TILE = 256
+"""Rows of one matrix product after `csr_project`. Always this many, padded: a library picks its summation order by the
+shape it sees, so a fixed shape makes a cell's latent depend on that cell alone."""
+
+
+@dataclass(frozen=True)
+class CellTokenizerConfig:
+    """Sizes of a `CellTokenizer`; saved as `config.json` beside its tensors."""
+
+    hidden: int = 128
+    latent: int = 32
+    levels: int = 8
+    entries: int = 32
+    dropout: float = 0.3
+
+
+class CellTokenizer(nn.Module):
+    """Encoder, residual quantizer and decoder over one gene axis.
+
+    Parameters
+    ----------
+    axis
+        Genes in the order of the model's columns.
+    config
+        Sizes.
+
+    Notes
+    -----
+    `rvqa.training.tokenizer.fit_tokenizer` makes a fitted one; a new one has random weights.
+    """
+
+    gene_mean_G: Tensor
+    gene_scale_G: Tensor
+    log_share_G: Tensor
+    dispersion_G: Tensor
+    codebooks_MKD: Tensor
+
+    def __init__(self, axis: GeneAxis, config: CellTokenizerConfig) -> None:
+        super().__init__()
+        self.axis, self.config = axis, config
+        G, H, D = len(axis), config.hidden, config.latent
+        self.project = nn.Linear(G, H)
+        self.tail = nn.Sequential(nn.LayerNorm(H), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(H, D))
+        self.decoder = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, G))
+        self.register_buffer("gene_mean_G", torch.zeros(G))
+        self.register_buffer("gene_scale_G", torch.ones(G))
+        self.register_buffer("log_share_G", torch.full((G,), -np.log(G)))
+        self.register_buffer("dispersion_G", torch.zeros(G))
+        self.register_buffer("codebooks_MKD", torch.zeros(config.levels, config.entries, D))
+
+    # Encoder
+
+    def standardise(self, log1p_NG: Tensor, measured_NG: Tensor) -> Tensor:
+        """Input of the first layer as training sees it, dense: 0 at the mean of a gene and where it is unmeasured."""
+        return (log1p_NG - self.gene_mean_G) / self.gene_scale_G * measured_NG
+
+    def encode_dense(self, standardised_NG: Tensor) -> Tensor:
+        """Latent [N, D] of dense standardised input, with gradients; the layers are those of `latent`."""
+        return self.tail(self.project(standardised_NG))
+
+    def panel_bias(self, measured_G: np.ndarray) -> Tensor:
+        """First layer's bias [H] for a file that measured these genes (bool [G])."""
+        shift_G = self.gene_mean_G.double() / self.gene_scale_G.double() * torch.tensor(measured_G)
+        return (self.project.bias.double() - self.project.weight.double() @ shift_G).float()
+
+    @torch.inference_mode()
+    def latent(self, counts: sp.csr_matrix, alignment: GeneAlignment, library_size: np.ndarray) -> Tensor:
+        """Latents of raw counts, before quantization.
+
+        Parameters
+        ----------
+        counts
+            Raw counts, CSR [N, genes of the file].
+        alignment
+            Result of `rvqa.genes.align` for that file and this axis.
+        library_size
+            Total counts of every cell over all its genes, float64 [N], > 0.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 [N, D]. A row depends on its cell, the file's panel and the model alone, not on the batch.
+        """
+        self.eval()
+        weight_GH = (self.project.weight.double() / self.gene_scale_G.double()).float().T.contiguous()
+        hidden_NH = ops.csr_project(
+            torch.from_numpy(counts.indptr),
+            torch.from_numpy(counts.indices),
+            torch.from_numpy(np.asarray(counts.data)),
+            weight_GH,
+            self.panel_bias(alignment.measured),
+            target_sum=TARGET_SUM,
+            column_map=torch.tensor(alignment.column_map),
+            library_size=torch.from_numpy(library_size),
+        )
+        latent_ND = hidden_NH.new_empty(len(hidden_NH), self.config.latent)
+        for start in range(0, len(hidden_NH), TILE):
+            rows_BH = hidden_NH[start : start + TILE]
+            tile_TH = hidden_NH.new_zeros(TILE, self.config.hidden)
+            tile_TH[: len(rows_BH)] = rows_BH
+            latent_ND[start : start + TILE] = self.tail(tile_TH)[: len(rows_BH)]
+        return latent_ND
+
+    @property
+    def tables(self) -> ops.Tables:
+        """Codebooks made ready for the kernels."""
+        return ops.prepare(self.codebooks_MKD)
+
+    def encode(self, counts: sp.csr_matrix, alignment: GeneAlignment, library_size: np.ndarray) -> np.ndarray:
+        """Codes uint8 [N, M] of raw counts; arguments as for `latent`."""
+        return ops.residual_quantize(self.latent(counts, alignment, library_size), self.tables).numpy()
+
+    # Decoder
+
+    @torch.inference_mode()
+    def quantized_latent(self, codes_NM: np.ndarray) -> np.ndarray:
+        """Sum of the chosen codewords, float32 [N, D]; fewer columns than levels decode that prefix.
+
+        Raises
+        ------
+        InputError
+            Codes of another shape, dtype or range.
+        """
+        codes = np.ascontiguousarray(codes_NM)
+        return ops.decode(torch.from_numpy(codes), self.tables).numpy()
+
+    def log_share(self, latent_ND: Tensor) -> Tensor:
+        """Log of the expected share of a cell's counts that every gene takes, [N, G], at most 0; with gradients."""
+        return (self.log_share_G + self.decoder(latent_ND)).clamp(-30.0, 0.0)
+
+    @torch.inference_mode()
+    def share_blocks(self, codes_NM: np.ndarray, *, block: int = 1024) -> Iterator[tuple[slice, np.ndarray]]:
+        """Expected share of a cell's counts by gene, float32 [block, G], block by block: never N x G at once."""
+        self.eval()
+        for start in range(0, len(codes_NM), block):
+            rows = slice(start, min(start + block, len(codes_NM)))
+            yield rows, self.log_share(torch.from_numpy(self.quantized_latent(codes_NM[rows]))).exp().numpy()
+
+    def share_sum(self, codes_NM: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
+        """Weighted sum of expected shares over cells, float64 [G]: with library sizes, the expected total counts."""
+        total_G = np.zeros(len(self.axis))
+        for rows, share_BG in self.share_blocks(codes_NM):
+            total_G += weight_N[rows] @ share_BG.astype(np.float64)
+        return total_G
+
+    # Files
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and `genes.parquet` into a directory, made if it is not there."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, path / "model.safetensors")
+        self.axis.to_frame().to_parquet(path / "genes.parquet", index=False)
+        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self.config)}, indent=2)
+        (path / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "CellTokenizer":
+        """Read what `save_pretrained` wrote; the loaded tokenizer gives the same codes, bit for bit.
+
+        Raises
+        ------
+        InputError
+            Not such a directory, another format version, or tensors that are missing or of another shape.
+        """
+        path = Path(directory)
+        for name in ("config.json", "model.safetensors", "genes.parquet"):
+            if not (path / name).is_file():
+                raise InputError(
+                    f"{path} is not a cell tokenizer: it has no {name}. Give the directory `rvqa fit` wrote."
+                )
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        version = settings.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise InputError(f"{path} has format version {version}; this rvqa reads version {FORMAT_VERSION}.")
+        known = {field.name for field in fields(CellTokenizerConfig)}
+        if set(settings) != known:
+            raise InputError(f"{path / 'config.json'} has the settings {sorted(settings)}; expected {sorted(known)}.")
+        tokenizer = cls(GeneAxis.from_frame(pd.read_parquet(path / "genes.parquet")), CellTokenizerConfig(**settings))
+        try:
+            tokenizer.load_state_dict(load_file(path / "model.safetensors"))
+        except (SafetensorError, RuntimeError) as error:
+            raise InputError(f"{path / 'model.safetensors'} does not fit its config: {error}") from error
+        return tokenizer.eval()

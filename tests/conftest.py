@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests: the real data files, where this machine has them."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+DATA_FILES = (
+    "pbmc3k_10x",
+    "kang2018_ifnb_pbmc_2k",
+    "kang2018_ctrl_pbmc_12k_1287genes",
+    "zheng2017_sorted_pbmc_3500",
+    "pbmc5k_citeseq_4000genes",
+    "pbmc68k_reduced_700",
+    "he2020_bone_marrow_421genes",
+    "tian2019_lung_cancer_lines",
+    "papalexi2021_eccite_thp1_299genes",
+)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of .h5ad files: RVQA_DATA_DIR, else ../shared/data beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RVQA_DATA_DIR", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} does not exist; set RVQA_DATA_DIR to the folder of .h5ad files")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ref_dir(data_dir: Path) -> Path:
+    """The folder of reference tables (Cell Ontology, HGNC): RVQA_REF_DIR, else ref beside the data."""
+    folder = Path(os.environ.get("RVQA_REF_DIR", data_dir.parent / "ref"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference tables: {folder} does not exist; set RVQA_REF_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def read(data_dir: Path) -> Callable:
+    """`read(name)`: an AnnData of its own for each call, from a file that is read once."""
+    import anndata
+
+    @cache
+    def stored(name: str) -> anndata.AnnData:
+        path = data_dir / f"{name}.h5ad"
+        if not path.is_file():
+            pytest.skip(f"no {path.name} in {data_dir}")
+        return anndata.read_h5ad(path)
+
+    return lambda name: stored(name).copy()
+
+
+@pytest.fixture(scope="session", params=DATA_FILES)
+def data_file(request: pytest.FixtureRequest) -> str:
+    """The name of each data file in turn."""
+    return request.param

@@ -1,0 +1,217 @@
+"""Hugging Face generation: only valid spans at any temperature, and a fast path that is `generate` in all but time."""
+
+import pytest
+import torch
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
+
+from rvqa.errors import InputError
+from rvqa.grammar import is_valid_output
+from rvqa.serving.hf import CellSpanLogitsProcessor, generate_cells
+from rvqa.vocabulary import CellVocabulary, install_rows
+from tests import qwen_fixture
+
+TOKENIZER = qwen_fixture.byte_tokenizer()
+CELL = CellVocabulary.install(TOKENIZER)
+END_ID, PAD_ID = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
+CODEBOOKS = torch.randn(8, 32, 12, generator=torch.Generator().manual_seed(0))
+
+
+def cell_model(**settings):
+    """A random model that knows the cell tokens; wide initial weights, so that it has opinions."""
+    settings = {"eos_token_id": END_ID, "pad_token_id": PAD_ID, "initializer_range": 0.3, **settings}
+    model = qwen_fixture.qwen_model(560, **settings)
+    install_rows(model, CELL, CODEBOOKS, seed=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cell_model()
+
+
+def prompts(texts=("a cell of blood:", "T cell <|cell|><|c0_03|>", "x")):
+    batch = TOKENIZER(list(texts), padding=True, return_tensors="pt")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+class Eager(LogitsProcessor):
+    """Makes the opener, and now and then the end, likely: random models rarely think of either."""
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        scores[:, CELL.opener] += 12
+        scores[:, END_ID] += 4
+        return scores
+
+
+# ---- the processor -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["free", "text", "one_cell"])
+@pytest.mark.parametrize("budget", [1, 9, 10, 11, 24])
+def test_hot_generation_is_always_valid(model, mode, budget):
+    ids_BL, mask_BL = prompts(("a cell:", "T cell <|cell|><|c0_03|>", "<|cell|>", "x") * 4)
+    L = ids_BL.shape[1]
+    if mode == "one_cell" and budget < 10:
+        with pytest.raises(InputError, match=f"max_new_tokens={budget} cannot hold a cell"):
+            CellSpanLogitsProcessor(CELL, mode, prompt_length=L, max_new_tokens=budget, stop_ids=END_ID)
+        return
+    processor = CellSpanLogitsProcessor(CELL, mode, prompt_length=L, max_new_tokens=budget, stop_ids=END_ID)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(budget)
+        output = model.generate(
+            ids_BL,
+            attention_mask=mask_BL,
+            logits_processor=LogitsProcessorList([Eager(), processor]),
+            max_new_tokens=budget,
+            do_sample=True,
+            temperature=2.0,
+            top_k=0,
+        )[:, L:]
+    for row in output.tolist():
+        assert is_valid_output(row, mode, CELL, stop_ids=[END_ID, PAD_ID]), row
+    spans = [CELL.find_spans(row) for row in output.tolist()]
+    if mode == "one_cell":
+        assert [[start for start, _ in found] for found in spans] == [[0]] * 16
+        assert (output[:, 10:11] == END_ID).all()
+    else:
+        assert any(spans) == (mode == "free" and budget >= 10)
+
+
+def test_masks_leave_the_given_scores_alone(model):
+    processor = CellSpanLogitsProcessor(CELL, "one_cell", prompt_length=2, max_new_tokens=10)
+    scores = torch.randn(3, 560)
+    before = scores.clone()
+    masked = processor(torch.full((3, 2), CELL.opener), scores)
+    assert torch.equal(scores, before)
+    assert (masked > -torch.inf).nonzero().tolist() == [[row, CELL.opener] for row in range(3)]
+
+
+def test_one_cell_wants_an_end_token_where_there_is_room_for_one():
+    CellSpanLogitsProcessor(CELL, "one_cell", prompt_length=0, max_new_tokens=10)
+    with pytest.raises(InputError, match="no end token"):
+        CellSpanLogitsProcessor(CELL, "one_cell", prompt_length=0, max_new_tokens=11)
+    with pytest.raises(InputError, match="no mode"):
+        CellSpanLogitsProcessor(CELL, "cell", prompt_length=0, max_new_tokens=11)
+
+
+# ---- generate_cells ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"tied": False}, {"use_sliding_window": True, "sliding_window": 8}])
+def test_fast_and_generate_take_the_same_codes(settings):
+    for seed in range(2):
+        model = cell_model(seed=seed, **settings)
+        if settings.get("tied") is False:
+            bias = torch.randn(560, generator=torch.Generator().manual_seed(seed))
+            model.lm_head.bias = torch.nn.Parameter(bias)
+        ids_BL, mask_BL = prompts()
+        fast, plain = (generate_cells(model, ids_BL, mask_BL, CELL, engine=engine) for engine in ("fast", "generate"))
+        assert fast.shape == (3, 8)
+        assert fast.dtype == "uint8"
+        assert fast.tolist() == plain.tolist()
+        # Padding does not matter: each prompt alone gives the same cell.
+        for row in range(3):
+            alone = ids_BL[row : row + 1, int((mask_BL[row] == 0).sum()) :]
+            assert generate_cells(model, alone, None, CELL).tolist() == fast[row : row + 1].tolist()
+
+
+def test_fast_and_generate_agree_on_absolute_positions():
+    """Rotary models do not see where padding begins; GPT-2, with learned positions, does."""
+    config = GPT2Config(vocab_size=560, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5)
+    config.bos_token_id = config.eos_token_id = END_ID
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = GPT2LMHeadModel(config).eval()
+        install_rows(model, CELL, CODEBOOKS, seed=seed)
+        fast, plain = (generate_cells(model, *prompts(), CELL, engine=engine) for engine in ("fast", "generate"))
+        assert fast.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_fast_and_generate_draw_from_the_same_distribution(model, monkeypatch, temperature):
+    """Both are made to draw fixed codes; the probabilities that they draw from must agree at each of the 8 levels."""
+    bent = GenerationConfig(do_sample=True, top_k=3, top_p=0.5, min_p=0.3, repetition_penalty=3.0, min_new_tokens=12)
+    monkeypatch.setattr(model, "generation_config", bent)
+    ids_BL, mask_BL = prompts()
+    seen = []
+
+    def draw(probabilities, num_samples, *, generator=None):
+        level = len(seen) - (probabilities.shape[1] > 32)
+        seen.append(probabilities)
+        if probabilities.shape[1] == 32:
+            return torch.full((3, 1), 3 * level)
+        forced = {-1: CELL.opener, 8: CELL.closer}
+        return torch.full((3, 1), forced[level] if level in forced else CELL.code_id(level, 3 * level))
+
+    monkeypatch.setattr(torch, "multinomial", draw)
+    codes = generate_cells(model, ids_BL, mask_BL, CELL, temperature=temperature, engine="fast")
+    fast, seen = seen, []
+    assert (generate_cells(model, ids_BL, mask_BL, CELL, temperature=temperature, engine="generate") == codes).all()
+    assert codes.tolist() == [[0, 3, 6, 9, 12, 15, 18, 21]] * 3
+    assert model.generation_config is bent
+    assert len(fast) == 8
+    assert len(seen) == 10
+    for level in range(8):
+        lo, hi = CELL.level_range(level)
+        assert seen[level + 1][:, lo:hi].sum(1).tolist() == pytest.approx([1.0] * 3)
+        torch.testing.assert_close(seen[level + 1][:, lo:hi], fast[level], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["fast", "generate"])
+def test_draws_follow_the_seed_and_leave_the_random_state_alone(model, engine):
+    ids_BL, mask_BL = prompts(["a cell:"] * 32)
+    state = torch.get_rng_state()
+    first, again, other = (
+        generate_cells(model, ids_BL, mask_BL, CELL, temperature=2.0, seed=seed, engine=engine) for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (first == again).all()
+    assert (first != other).any()
+    assert len({tuple(codes) for codes in first.tolist()}) > 16
+
+
+def test_a_tiny_temperature_is_greedy(model):
+    ids_BL, mask_BL = prompts()
+    greedy = generate_cells(model, ids_BL, mask_BL, CELL)
+    assert (generate_cells(model, ids_BL, mask_BL, CELL, temperature=1e-30) == greedy).all()
+
+
+def test_cells_of_the_real_vocabulary(ref_dir):
+    tokenizer, vocabulary = qwen_fixture.qwen_tokenizer_with_cells(ref_dir)
+    model = qwen_fixture.qwen_model(initializer_range=0.3)
+    install_rows(model, vocabulary, CODEBOOKS, seed=0)
+    batch = tokenizer(["A CD14 monocyte of blood: ", "B cell "], padding=True, return_tensors="pt")
+    arguments = (model, batch["input_ids"], batch["attention_mask"], vocabulary)
+    codes = generate_cells(*arguments)
+    assert codes.tolist() == generate_cells(*arguments, engine="generate").tolist()
+    assert generate_cells(*arguments, temperature=2.0, seed=3).shape == (2, 8)
+
+
+def test_settings_after_the_output_matrix_go_through_generate(model, monkeypatch):
+    ids_BL, mask_BL = prompts()
+    expected = generate_cells(model, ids_BL, mask_BL, CELL)
+    monkeypatch.setattr(model.config, "final_logit_softcapping", 30.0, raising=False)
+    with pytest.raises(InputError, match=r"its final_logit_softcapping is 30\.0"):
+        generate_cells(model, ids_BL, mask_BL, CELL, engine="fast")
+    assert (generate_cells(model, ids_BL, mask_BL, CELL) == expected).all()
+
+    class Adapter(torch.nn.Linear):
+        pass
+
+    monkeypatch.setattr(model.lm_head, "__class__", Adapter)
+    with pytest.raises(InputError, match="output layer is a Adapter"):
+        generate_cells(model, ids_BL, mask_BL, CELL, engine="fast")
+
+
+def test_what_cannot_be(model):
+    ids_BL, mask_BL = prompts()
+    with pytest.raises(InputError, match="Pad prompts on the left"):
+        generate_cells(model, ids_BL.flip(1), mask_BL.flip(1), CELL)
+    with pytest.raises(InputError, match="not empty"):
+        generate_cells(model, ids_BL[:, :0], None, CELL)
+    with pytest.raises(InputError, match=r"temperature is -1\.0"):
+        generate_cells(model, ids_BL, mask_BL, CELL, temperature=-1.0)
+    with pytest.raises(InputError, match="282 rows"):
+        generate_cells(qwen_fixture.qwen_model(282), ids_BL, mask_BL, CELL)

@@ -1,0 +1,127 @@
+"""The only file that knows DeepSpeed: one optimiser step, and nothing about what is learned.
+
+Works in one process as it is, and in several when launched by torchrun. On a machine without a GPU DeepSpeed runs on
+its CPU accelerator with gloo and torch's AdamW, and no operator is compiled.
+"""
+
+import math
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rvqa.errors import InputError
+
+_BOOTSTRAP = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW with a linear warm-up and a cosine decay to zero."""
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    """Share of all steps."""
+    gradient_clipping: float = 1.0
+    zero_stage: int = 0
+    """ZeRO stage 0, 1 or 2; 0 where one process holds everything."""
+
+
+class Engine:
+    """A model, its optimiser and its schedule.
+
+    Parameters
+    ----------
+    model
+        Trained in place, in its own precision.
+    settings
+        See `OptimiserSettings`.
+    total_steps
+        Length of the schedule.
+    batch_size
+        Rows of one step on this process.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        DeepSpeed is not installed.
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimiserSettings, *, total_steps: int, batch_size: int) -> None:
+        deepspeed = _deepspeed()
+        self._owns_group = _start_process_group(deepspeed)
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        optimiser = torch.optim.AdamW(
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+        )
+        warmup = max(1, round(settings.warmup * total_steps))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+
+        config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": settings.gradient_clipping,
+            "zero_optimization": {"stage": settings.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": next(model.parameters()).dtype == torch.bfloat16},
+            "steps_per_print": 10**9,
+        }
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimiser,
+            lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimiser, factor),
+            config=config,
+            dist_init_required=False,
+        )
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """Forward pass of the model."""
+        return self._engine(**inputs)
+
+    def step(self, loss: Tensor) -> None:
+        """Backward pass, gradient clipping, optimiser and schedule."""
+        self._engine.backward(loss)
+        self._engine.step()
+
+    def close(self) -> None:
+        """End the process group, if this engine began it, so that another run may follow in the same process."""
+        self._engine.destroy()
+        if self._owns_group and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise InputError("Training needs DeepSpeed: DS_BUILD_OPS=0 pip install 'rvqa[train]'") from error
+    return deepspeed
+
+
+def _start_process_group(deepspeed: Any) -> bool:
+    """Join or begin a process group; True if it was begun here."""
+    if torch.distributed.is_initialized():
+        return False
+    for name, value in _BOOTSTRAP.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        # A shared-memory collective that DeepSpeed would compile at this point; gloo does without it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    return True

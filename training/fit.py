@@ -1,0 +1,126 @@
+"""`rvqa fit`: from labelled reference cells to a model. Fit the cell tokenizer, then teach the language model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from anndata import AnnData
+
+import rvqa
+from rvqa.errors import InputError
+from rvqa.model import Card, Model
+from rvqa.prompts import PromptEncoder
+from rvqa.training.backbone import load_backbone
+from rvqa.training.corpus import Corpus, CorpusSettings, texts, words
+from rvqa.training.cpt import LanguageSettings, pretrain
+from rvqa.training.reference import Reference, read_reference
+from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of all parts of `fit`; saved in the model's `rvqa.json`."""
+
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    language: LanguageSettings = field(default_factory=LanguageSettings)
+    seed: int = 0
+
+
+def settings_for(seed: int, *, steps: int | None = None) -> FitSettings:
+    """Default settings with one seed for every part, and another number of language model steps if given."""
+    language = LanguageSettings() if steps is None else LanguageSettings(steps=steps)
+    return FitSettings(tokenizer=TokenizerSettings(seed=seed), language=language, seed=seed)
+
+
+def fit(
+    references: Sequence[Reference],
+    *,
+    base: str | Path | None = None,
+    settings: FitSettings | None = None,
+    progress: bool = True,
+) -> Model:
+    """Make a model from reference cells.
+
+    Parameters
+    ----------
+    references
+        Files read by `read_reference`, of different gene panels if need be; at least one with labels.
+    base
+        Pretrained language model to continue from (see `rvqa.training.backbone`); None trains the small one from
+        scratch.
+    settings
+        See `FitSettings`. The same settings, cells and machine give the same model.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Model
+        In evaluation mode; `save_pretrained` writes it.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        No reference, no labels, or a base that cannot be opened.
+
+    Examples
+    --------
+    >>> reference = read_reference(adata, labels="cell_type")  # doctest: +SKIP
+    >>> fit([reference]).save_pretrained("model")  # doctest: +SKIP
+    """
+    settings = settings or FitSettings()
+    labels, perturbations = words(references)
+    if not labels:
+        raise InputError("No reference has labels. Name the column of obs with cell types: labels='cell_type'.")
+    cell_tokenizer = fit_tokenizer(references, settings.tokenizer, progress=progress)
+    language_model, text_tokenizer, vocabulary = load_backbone(
+        base, texts(references), cell_tokenizer.codebooks_MKD, seed=settings.seed
+    )
+    prompts = PromptEncoder(text_tokenizer, vocabulary)
+    corpus = Corpus(references, cell_tokenizer, prompts, settings.corpus, seed=settings.seed)
+    loss = pretrain(language_model, corpus, settings.language, progress=progress)
+    ontology_ids = {label: term for each in references for label, term in each.ontology_ids.items()}
+    training = {
+        "references": [
+            {"name": each.name, "cells": each.adata.n_obs, "genes": each.adata.n_vars} for each in references
+        ],
+        "base": None if base is None else str(base),
+        "settings": asdict(settings),
+        "loss": loss,
+        "versions": {"rvqa": rvqa.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    card = Card(labels, perturbations, ontology_ids, training)
+    return Model(cell_tokenizer, language_model, text_tokenizer, vocabulary, card)
+
+
+def fit_files(
+    files: Sequence[AnnData],
+    *,
+    names: Sequence[str] | None = None,
+    labels: str | None,
+    condition: str | None = None,
+    control: str | None = None,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+    base: str | Path | None = None,
+    settings: FitSettings | None = None,
+    progress: bool = True,
+) -> Model:
+    """`fit` for AnnData objects that share the names of their columns; arguments as for `read_reference` and `fit`."""
+    named = zip(names or [f"reference {i + 1}" for i in range(len(files))], files, strict=True)
+    references = [
+        read_reference(
+            adata,
+            name=name,
+            labels=labels,
+            condition=condition,
+            control=control,
+            layer=layer,
+            library_size_key=library_size_key,
+        )
+        for name, adata in named
+    ]
+    return fit(references, base=base, settings=settings, progress=progress)

@@ -1,0 +1,100 @@
+"""Reference cells to learn from: counts, labels and conditions of one file, checked before anything is fitted."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from rvqa import counts as counting
+from rvqa.errors import InputError
+from rvqa.genes import GeneAlignment, GeneAxis, align, map_columns
+from rvqa.obs import column, labels_of
+
+ONTOLOGY_COLUMN = "cell_type_ontology_term_id"
+"""Where CELLxGENE keeps Cell Ontology ids; taken over into the model when it is there."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Cells of one file, as training uses them."""
+
+    name: str
+    adata: AnnData
+    counts: sp.csr_matrix
+    """Raw counts over the genes of the file, [N, genes of the file]."""
+    library_size: np.ndarray
+    """Total counts, float64 [N]."""
+    labels: np.ndarray
+    """Cell type, object [N]; "" where unlabelled."""
+    conditions: np.ndarray
+    """Perturbation, object [N]; "" for control cells."""
+    ontology_ids: dict[str, str]
+    """Cell Ontology id of a label, where the file gives one."""
+
+    @property
+    def axis(self) -> GeneAxis:
+        """Genes of the file."""
+        return GeneAxis.from_adata(self.adata)
+
+    def on(self, axis: GeneAxis) -> tuple[sp.csr_matrix, GeneAlignment]:
+        """Counts on another axis, and the alignment; for dense training."""
+        alignment = align(self.adata, axis)
+        return map_columns(self.counts, alignment), alignment
+
+
+def read_reference(
+    adata: AnnData,
+    *,
+    name: str = "reference",
+    labels: str | None = None,
+    condition: str | None = None,
+    control: str | None = None,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+) -> Reference:
+    """Check one labelled AnnData and take from it what training needs.
+
+    Parameters
+    ----------
+    adata
+        Raw counts in `X` or `layer`, cells by genes.
+    name
+        Used in messages.
+    labels
+        Column of `adata.obs` with cell types; missing, "" and "unlabeled" are unlabelled cells.
+    condition, control
+        Column of `adata.obs` with perturbations, and its value for control cells. Without a column, or where it is
+        absent from this file, all cells are control cells.
+    layer, library_size_key
+        As in `rvqa.encode`.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        No raw counts, empty cells, an unknown column, or no cell with the control value.
+    """
+    counts = counting.raw_counts(adata, layer=layer)
+    library_size = counting.library_size(adata, counts, key=library_size_key)
+    if (condition is None) != (control is None):
+        raise InputError(
+            f"condition={condition!r} and control={control!r} go together: name the column and its control value."
+        )
+    label_N = np.full(adata.n_obs, "", dtype=object)
+    ontology: dict[str, str] = {}
+    if labels is not None:
+        label_N = labels_of(adata, labels)
+        if not (label_N != "").any():
+            raise InputError(f"{name}: obs[{labels!r}] labels no cell. Name the column that holds the cell types.")
+        if ONTOLOGY_COLUMN in adata.obs:
+            for label, term in zip(label_N, column(adata, ONTOLOGY_COLUMN), strict=True):
+                if label and term.startswith("CL:"):
+                    ontology.setdefault(label, term)
+    condition_N = np.full(adata.n_obs, "", dtype=object)
+    if condition is not None and condition in adata.obs:
+        values = column(adata, condition)
+        if control not in set(values):
+            seen = ", ".join(repr(value) for value in sorted(set(values))[:10])
+            raise InputError(f"{name}: obs[{condition!r}] has no {control!r} (seen: {seen}). Give the control's value.")
+        condition_N = np.where(values == control, "", values)
+    return Reference(name, adata, counts, library_size, label_N, condition_N, ontology)
