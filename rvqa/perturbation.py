@@ -4,8 +4,8 @@ The language model reads a control cell's tokens, its type and the perturbation,
 cell. Its codes decode to shares s of a cell's counts. What the tokenizer loses on the control cells of that type is
 put back, the same for every cell of the type:
 
-    ratio_g = (sum of measured counts + a) / (sum of counts expected from the control cells' own codes + a),   a =
-    PRIOR_COUNTS mean_g  = library size of the control cell x s_g x ratio_g
+    ratio_g = (sum of measured counts + a) / (sum of counts expected from the control cells' own codes + a)
+    mean_g  = library size of the control cell x s_g x ratio_g,   a = PRIOR_COUNTS
 
 so a model that writes the control's codes again predicts no change of the type's profile. Counts are drawn from a
 negative binomial with that mean and the gene's dispersion.

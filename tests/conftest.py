@@ -58,3 +58,51 @@ def read(data_dir: Path) -> Callable:
 def data_file(request: pytest.FixtureRequest) -> str:
     """The name of each data file in turn."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def pbmc_tokenizer(read: Callable):
+    """A tokenizer fitted briefly on real PBMC, of two studies with different genes."""
+    from rvqa.training.reference import read_reference
+    from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer
+
+    references = [
+        read_reference(read("pbmc3k_10x"), name="pbmc3k", labels="cell_type"),
+        read_reference(read("kang2018_ifnb_pbmc_2k"), name="kang", labels="cell_type"),
+    ]
+    return fit_tokenizer(references, TokenizerSettings(epochs=12), progress=False)
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory):
+    """The demo's case without a data folder: 700 real PBMC of scanpy with a simulated response."""
+    from rvqa.demo import shipped_case
+
+    return shipped_case(seed=0)
+
+
+@pytest.fixture(scope="session")
+def model(shipped):
+    """A model fitted briefly on those cells: real, small, not good."""
+    from rvqa.training.cpt import LanguageSettings
+    from rvqa.training.fit import FitSettings, fit_files
+    from rvqa.training.tokenizer import TokenizerSettings
+
+    return fit_files(
+        shipped.references,
+        names=shipped.names,
+        labels="label",
+        condition="condition",
+        control="control",
+        library_size_key="depth",
+        settings=FitSettings(tokenizer=TokenizerSettings(epochs=60), language=LanguageSettings(steps=150)),
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def model_path(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory that model was saved in."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model.save_pretrained(path)
+    return path

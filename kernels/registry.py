@@ -1,0 +1,72 @@
+"""Which backend runs an operation: one dispatch function, one override.
+
+A backend is a module with the functions of `OPERATIONS`, all with the signatures of `rvqa.kernels.reference`:
+
+    reference   plain torch, any device, always there
+    cpu         the native module `rvqa._native`, CPU tensors
+
+By default CPU tensors go to `cpu` where it is live, everything else to `reference`. The environment variable
+RVQA_BACKEND names one backend for all calls and raises if that cannot be had: nothing falls back silently.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from rvqa.errors import InputError
+
+OPERATIONS = ("residual_quantize", "nearest_codeword", "decode", "csr_project")
+
+_MODULES = {"reference": "rvqa.kernels.reference", "cpu": "rvqa.kernels.cpu"}
+
+
+@cache
+def backends() -> dict[str, str | None]:
+    """Every backend by name, with None if it is live, or the reason why it is not."""
+    return {name: _reason_absent(module) for name, module in _MODULES.items()}
+
+
+def select(device: torch.device) -> str:
+    """Name of the backend that runs operations on tensors of a device.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        If RVQA_BACKEND names a backend that does not exist, is not live, or cannot run on this device.
+    """
+    forced = os.environ.get("RVQA_BACKEND", "")
+    if not forced:
+        return "cpu" if device.type == "cpu" and backends()["cpu"] is None else "reference"
+    if forced not in _MODULES:
+        raise InputError(f"RVQA_BACKEND={forced!r} is not a backend; choose one of {', '.join(_MODULES)} or unset it")
+    reason = backends()[forced]
+    if reason is not None:
+        raise InputError(f"RVQA_BACKEND={forced} cannot be used: {reason}")
+    if forced == "cpu" and device.type != "cpu":
+        raise InputError(f"RVQA_BACKEND=cpu cannot run on {device} tensors; use .cpu() or unset RVQA_BACKEND")
+    return forced
+
+
+def dispatch(operation: str, device: torch.device) -> Callable[..., Any]:
+    """Return the function that runs `operation` on tensors of a device; raises like `select`."""
+    return function(select(device), operation)
+
+
+def function(backend: str, operation: str) -> Callable[..., Any]:
+    """Return the function that runs `operation` on one live backend, for tests and benches that compare them."""
+    return getattr(import_module(_MODULES[backend]), operation)
+
+
+def _reason_absent(module: str) -> str | None:
+    try:
+        import_module(module)
+    except ImportError as error:
+        return (
+            f"{error}; the native module was not built, or not for this Python. "
+            "Install a C++17 compiler and reinstall rvqa with RVQA_BUILD=cpu to see why"
+        )
+    return None

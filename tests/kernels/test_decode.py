@@ -1,0 +1,57 @@
+"""Decoding adds codewords in float32, level by level: the same bits everywhere."""
+
+import numpy as np
+import pytest
+import torch
+
+from rvqa.kernels import ops
+from tests.kernels.exact import natural
+
+
+@pytest.mark.parametrize("N", [0, 1, 31, 33, 129, 1025])
+@pytest.mark.parametrize("D", [8, 33, 100])
+def test_bits(backend, N, D):
+    _, codebooks = natural(0, 8, 32, D)
+    codes = torch.randint(0, 32, (N, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    right = np.zeros((N, D), dtype=np.float32)
+    for m in range(8):
+        word = codebooks[m].numpy()[codes[:, m].numpy()]
+        right = word if m == 0 else right + word
+    assert ops.decode(codes, ops.prepare(codebooks)).numpy().tobytes() == right.tobytes()
+
+
+def test_one_level_gives_codewords_as_they_are(backend):
+    codebook = torch.tensor([[-0.0, 1e-45], [3e38, -3e38]])
+    out = ops.decode(torch.tensor([[1], [0]], dtype=torch.uint8), ops.prepare(codebook[None]))
+    assert out.numpy().tobytes() == codebook.flip(0).numpy().tobytes()
+
+
+def test_fewer_levels(backend):
+    _, codebooks = natural(0, 4, 8, 5)
+    tables = ops.prepare(codebooks)
+    codes = torch.randint(0, 8, (20, 4), dtype=torch.uint8)
+    two = codebooks[0][codes[:, 0].long()] + codebooks[1][codes[:, 1].long()]
+    assert torch.equal(ops.decode(codes, tables, levels=2), two)
+    assert torch.equal(ops.decode(codes[:, :2], tables), two)
+    assert torch.equal(ops.decode(codes.T.contiguous().T, tables), ops.decode(codes, tables))
+
+
+def test_refuses(backend):
+    tables = ops.prepare(torch.ones(3, 5, 2))
+    codes = torch.zeros(4, 3, dtype=torch.uint8)
+    codes[2, 1], codes[3, 0] = 5, 200
+    for wrong, levels, message in [
+        (codes, None, "2 codes are not below K=5; the first is 5 in row 2 at level 1"),
+        (codes.long(), None, "dtype int64"),
+        (codes[:, :0], None, r"shape \(4, 0\)"),
+        (codes.repeat(1, 2), None, r"shape \(4, 6\)"),
+        (codes[:2], 4, "levels is 4"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ops.decode(wrong, tables, levels)
+
+
+def test_all_256_codes(backend):
+    codebook = torch.arange(256.0)[:, None]
+    codes = torch.arange(256, dtype=torch.uint8)[:, None]
+    assert torch.equal(ops.decode(codes, ops.prepare(codebook[None])), codebook)

@@ -1,0 +1,70 @@
+"""`annotate`: all labels in one pass score as each would alone; documented keys; far better than chance."""
+
+import numpy as np
+import pytest
+import rvqa
+import torch
+from rvqa.annotation import label_probabilities
+from rvqa.errors import InputError
+from rvqa.prompts import ANNOTATE
+
+
+@pytest.fixture
+def cells(shipped):
+    return next(iter(shipped.tests.values())).copy()
+
+
+def test_keys_of_the_contract(cells, model):
+    assert rvqa.annotate(cells, model, library_size_key="depth", progress=False) is None
+    obs, probabilities = cells.obs, cells.obsm["rvqa_probabilities"]
+    assert list(obs["rvqa_cell_type"].cat.categories) == model.card.labels
+    assert list(probabilities.columns) == model.card.labels
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert (probabilities.idxmax(axis=1) == obs["rvqa_cell_type"].astype(str)).all()
+    np.testing.assert_array_equal(obs["rvqa_confidence"], probabilities.max(axis=1))
+    assert (obs["rvqa_alternative"].astype(str) != obs["rvqa_cell_type"].astype(str)).all()
+    assert "rvqa_ontology_id" in obs
+    assert {"rvqa_codes", "X_rvqa"} <= set(cells.obsm)
+    assert cells.uns["rvqa"]["labels"] == model.card.labels
+
+
+def test_one_forward_pass_scores_as_each_label_alone(cells, model):
+    """The tree of attention against the plain way: prompt and one label, log probability of its tokens."""
+    codes = rvqa.encode(cells, model, library_size_key="depth", copy=True).obsm["rvqa_codes"][:5]
+    labels = [*model.card.labels, "a label it was never taught", "B"]
+    together = label_probabilities(model, codes, labels)
+    scores = []
+    for label in labels:
+        answer = torch.from_numpy(model.prompts.answer(ANNOTATE.answer, label=label)[0])
+        prompt = torch.from_numpy(model.prompts.ids(ANNOTATE.prompt, codes))
+        ids = torch.cat([prompt, answer.expand(len(prompt), -1)], dim=1)
+        with torch.inference_mode():
+            log = model.language_model(input_ids=ids).logits.double().log_softmax(-1)
+        before = log[:, prompt.shape[1] - 1 : -1]
+        scores.append(before.gather(2, ids[:, prompt.shape[1] :, None])[..., 0].sum(1))
+    alone = torch.stack(scores, dim=1).softmax(-1).numpy()
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_held_out_cells_are_annotated_far_above_the_majority_class(cells, model):
+    rvqa.annotate(cells, model, library_size_key="depth", progress=False)
+    right = (cells.obs["rvqa_cell_type"].astype(str) == cells.obs["label"]).mean()
+    assert right > cells.obs["label"].value_counts(normalize=True).max() + 0.1
+
+
+def test_a_closed_set_of_labels(cells, model):
+    chosen = ["CD19+ B", "CD14+ Monocyte"]
+    rvqa.annotate(cells, model, labels=chosen, library_size_key="depth", progress=False)
+    assert set(cells.obs["rvqa_cell_type"]) <= set(chosen)
+    one = rvqa.annotate(cells, model, labels=chosen[:1], library_size_key="depth", copy=True, progress=False)
+    assert (one.obs["rvqa_confidence"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(["CD19 B"], "'CD19\\+ B'"), ([], "0 entries"), (["CD19+ B", "CD19+ B"], "1 of them different")],
+)
+def test_wrong_labels_are_refused(cells, model, labels, message):
+    with pytest.raises(InputError, match=message):
+        rvqa.annotate(cells, model, labels=labels, library_size_key="depth", progress=False)
+    assert "rvqa_codes" not in cells.obsm

@@ -1,0 +1,112 @@
+"""`encode` and `decode`: documented keys, nothing else changed, one sentence for input that cannot be used."""
+
+import anndata
+import numpy as np
+import pytest
+import rvqa
+from rvqa.errors import InputError
+
+
+@pytest.fixture
+def cells(shipped):
+    return next(iter(shipped.tests.values())).copy()
+
+
+def test_encode_writes_the_keys_of_the_contract_and_nothing_else(cells, model):
+    before = cells.copy()
+    assert rvqa.encode(cells, model, library_size_key="depth") is None
+    assert cells.obsm["rvqa_codes"].dtype == np.uint8
+    assert cells.obsm["rvqa_codes"].shape == (cells.n_obs, 8)
+    assert cells.obsm["X_rvqa"].dtype == np.float32
+    assert cells.uns["rvqa"]["coverage"]["n_axis"] == len(model.cell_tokenizer.axis)
+    assert set(cells.obsm) - set(before.obsm) == {"rvqa_codes", "X_rvqa"}
+    assert list(cells.obs) == list(before.obs)
+    assert (cells.X != before.X).nnz == 0
+
+
+def test_copy_and_key_added(cells, model):
+    result = rvqa.encode(cells, model, library_size_key="depth", key_added="mine", copy=True)
+    assert "mine_codes" not in cells.obsm
+    assert {"mine_codes", "X_mine"} <= set(result.obsm)
+    assert "mine" in result.uns
+
+
+def test_a_cell_tokenizer_alone_will_do(cells, model):
+    alone = rvqa.encode(cells, model.cell_tokenizer, library_size_key="depth", copy=True)
+    whole = rvqa.encode(cells, model, library_size_key="depth", copy=True)
+    np.testing.assert_array_equal(alone.obsm["rvqa_codes"], whole.obsm["rvqa_codes"])
+
+
+def test_quantized_latent_is_the_sum_of_codewords(cells, model):
+    rvqa.encode(cells, model, library_size_key="depth")
+    codebooks = model.cell_tokenizer.codebooks_MKD.numpy()
+    expected = sum(codebooks[m][cells.obsm["rvqa_codes"][:, m]].astype(np.float64) for m in range(8))
+    np.testing.assert_allclose(cells.obsm["X_rvqa"], expected, rtol=0, atol=1e-5 * np.abs(codebooks).max())
+
+
+def test_layers_and_formats_give_the_same_codes(cells, model):
+    rvqa.encode(cells, model, library_size_key="depth")
+    other = cells.copy()
+    other.layers["counts"] = cells.X.astype(np.int32).tocsc()
+    other.X = np.log1p(cells.X.toarray())
+    rvqa.encode(other, model, library_size_key="depth", layer="counts")
+    np.testing.assert_array_equal(other.obsm["rvqa_codes"], cells.obsm["rvqa_codes"])
+    with pytest.raises(InputError, match="counts"):
+        rvqa.encode(other, model, library_size_key="depth")
+
+
+def test_written_and_read_back(cells, model, tmp_path):
+    rvqa.encode(cells, model, library_size_key="depth")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(back.obsm["rvqa_codes"], cells.obsm["rvqa_codes"])
+    assert back.uns["rvqa"]["version"] == rvqa.__version__
+
+
+def test_empty_cells_are_refused_by_name(cells, model):
+    cells.X[3] = 0
+    cells.X.eliminate_zeros()
+    with pytest.raises(InputError, match=cells.obs_names[3]):
+        rvqa.encode(cells, model)
+
+
+def test_decode_gives_expected_counts_per_ten_thousand(cells, model):
+    rvqa.encode(cells, model, library_size_key="depth")
+    codes = cells.obsm["rvqa_codes"]
+    whole = rvqa.decode(codes, model)
+    symbols = model.cell_tokenizer.axis.symbols
+    assert whole.shape == (cells.n_obs, len(symbols))
+    assert whole.dtype == np.float32
+    assert (whole >= 0).all()
+    # Decoded and measured counts of all cells together agree, gene by gene, where there are many.
+    depth = cells.obs["depth"].to_numpy()
+    expected = (whole.astype(np.float64) * depth[:, None] / 1e4).sum(0)
+    measured = np.asarray(cells[:, list(symbols)].X.sum(0)).ravel()
+    many = measured >= 100
+    assert many.sum() > 50
+    assert np.median(np.abs(np.log(expected[many] / measured[many]))) < np.log(1.5)
+    chosen = [symbols[5], symbols[2]]
+    np.testing.assert_array_equal(rvqa.decode(codes, model, genes=chosen), whole[:, [5, 2]])
+    np.testing.assert_allclose(rvqa.decode(codes, model, target_sum=1e6), whole * 100, rtol=1e-6)
+
+
+def test_a_prefix_of_levels_decodes_to_less_detail(cells, model):
+    rvqa.encode(cells, model, library_size_key="depth")
+    codes = cells.obsm["rvqa_codes"]
+    spread = [np.log(rvqa.decode(codes, model, levels=levels)).var(0).sum() for levels in (1, 8)]
+    assert 0 < spread[0] < spread[1]
+
+
+@pytest.mark.parametrize(
+    ("codes", "options", "message"),
+    [
+        (np.zeros((3, 7), np.uint8), {}, r"shape \(3, 7\)"),
+        (np.zeros((3, 8), np.int64), {}, "int64"),
+        (np.full((3, 8), 32, np.uint8), {}, "32"),
+        (np.zeros((3, 8), np.uint8), {"levels": 9}, "1 to 8"),
+        (np.zeros((3, 8), np.uint8), {"genes": ["CD74x"]}, "CD74"),
+    ],
+)
+def test_decode_refuses(codes, options, message, model):
+    with pytest.raises(InputError, match=message):
+        rvqa.decode(codes, model, **options)
