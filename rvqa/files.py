@@ -25,7 +25,7 @@ def read_h5ad(path: str | Path) -> AnnData:
         raise InputError(f"{file} is not named .h5ad. Write one with adata.write_h5ad(path).")
     try:
         return ad.read_h5ad(file)
-    except (OSError, KeyError, ValueError, TypeError, ad.io.AnnDataReadError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{file} cannot be read as .h5ad: {error}") from error
 
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-import rvqa
 import torch
+
+import rvqa
 from rvqa.annotation import label_probabilities
 from rvqa.errors import InputError
 from rvqa.prompts import ANNOTATE

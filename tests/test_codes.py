@@ -3,6 +3,7 @@
 import anndata
 import numpy as np
 import pytest
+
 import rvqa
 from rvqa.errors import InputError
 

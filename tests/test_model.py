@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import rvqa
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rvqa
 from rvqa.errors import InputError
 from rvqa.model import require_new_directory
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def test_load_gives_the_same_answers(model, model_path, shipped):

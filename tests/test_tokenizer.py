@@ -1,4 +1,4 @@
-"""CellTokenizer: a cell's codes depend on the cell and the model alone; save and load are exact; bad files are refused."""
+"""CellTokenizer: codes depend on the cell and the model alone; save and load are exact; bad files are refused."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+
 from rvqa.codes import cell_codes
 from rvqa.counts import log1p_normalise
 from rvqa.errors import InputError
@@ -106,7 +107,7 @@ def test_save_and_load_are_exact(pbmc_tokenizer, read, tmp_path):
 
 
 def test_damaged_directories_are_refused(pbmc_tokenizer, tmp_path):
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         CellTokenizer.from_pretrained(tmp_path)
     pbmc_tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -2,7 +2,8 @@
 
 annotate   every labelled cell, its codes read at a random depth and panel
 generate   every labelled cell from its label and condition
-perturb    every perturbed cell from a random control cell of the same label and file
+perturb    every perturbed cell from a random control cell of the same label and file; and control cells from other
+           control cells under the condition "control", which teaches types never seen perturbed to stay themselves
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ class CorpusSettings:
     """Of the labelled cells, in an epoch."""
     perturb_repeats: int = 2
     """Control partners of every perturbed cell, in an epoch."""
+    unchanged_share: float = 0.5
+    """Of the control cells of files with perturbed ones, in an epoch: asked for under "control"."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,11 @@ class Corpus:
         self.file_N = np.repeat(np.arange(len(references)), [each.adata.n_obs for each in references])
         self.labelled = np.flatnonzero(self.label_N != "")
         perturbed = np.flatnonzero((self.label_N != "") & (self.condition_N != ""))
-        self.partners = {int(cell): self._controls(int(cell)) for cell in perturbed}
-        self.partners = {cell: controls for cell, controls in self.partners.items() if len(controls)}
+        with_controls = {int(cell): self._controls(int(cell)) for cell in perturbed}
+        self.perturbed = np.array([cell for cell, controls in with_controls.items() if len(controls)], dtype=np.int64)
+        several = np.isin(self.file_N, self.file_N[self.perturbed]) & (self.label_N != "") & (self.condition_N == "")
+        self.unchanged = np.flatnonzero(several)
+        self.controls = with_controls | {int(cell): self._controls(int(cell)) for cell in self.unchanged}
 
     def _readings(self, reference: Reference, cell_tokenizer: CellTokenizer) -> np.ndarray:
         """Codes uint8 [variants, N, M] of one file: as measured, then at lower depths and on smaller panels."""
@@ -105,8 +111,9 @@ class Corpus:
         """Batches of one epoch, each of one task, in random order."""
         rng, settings = self.rng, self.settings
         generated = rng.choice(self.labelled, round(settings.generate_share * len(self.labelled)), replace=False)
-        targets = np.repeat(np.array(sorted(self.partners), dtype=np.int64), settings.perturb_repeats)
-        controls = np.array([rng.choice(self.partners[int(cell)]) for cell in targets], dtype=np.int64)
+        kept = rng.choice(self.unchanged, round(settings.unchanged_share * len(self.unchanged)), replace=False)
+        targets = np.concatenate([np.repeat(self.perturbed, settings.perturb_repeats), kept])
+        controls = np.array([rng.choice(self.controls[int(cell)]) for cell in targets], dtype=np.int64)
         annotate, generate, perturb = [], [], []
         for (label,), rows in self._groups(self.labelled, self.label_N):
             prompt = self.prompts.ids(ANNOTATE.prompt, self._any_reading(rows))
@@ -117,7 +124,7 @@ class Corpus:
         order = np.arange(len(targets))
         for (label, condition), at in self._groups(order, self.label_N[targets], self.condition_N[targets]):
             source = self._any_reading(controls[at])
-            prompt = self.prompts.ids(PERTURB.prompt, source, label=label, condition=condition)
+            prompt = self.prompts.ids(PERTURB.prompt, source, label=label, condition=condition or CONTROL)
             perturb.append((prompt, self.prompts.answer(PERTURB.answer, self.codes_VNM[0, targets[at]])))
         batches = []
         for task, parts in zip(TASKS, (annotate, generate, perturb), strict=True):

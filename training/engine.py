@@ -53,7 +53,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, settings: OptimiserSettings, *, total_steps: int, batch_size: int) -> None:
         deepspeed = _deepspeed()
-        self._owns_group = _start_process_group(deepspeed)
+        _start_process_group(deepspeed)
         parameters = [each for each in model.parameters() if each.requires_grad]
         optimiser = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
@@ -92,10 +92,8 @@ class Engine:
         self._engine.step()
 
     def close(self) -> None:
-        """End the process group, if this engine began it, so that another run may follow in the same process."""
+        """Free what DeepSpeed holds. The process group stays: DeepSpeed keeps references to it for the next engine."""
         self._engine.destroy()
-        if self._owns_group and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 def _deepspeed() -> Any:
@@ -109,10 +107,10 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def _start_process_group(deepspeed: Any) -> bool:
-    """Join or begin a process group; True if it was begun here."""
+def _start_process_group(deepspeed: Any) -> None:
+    """Join the process group, or begin one that lasts as long as the process."""
     if torch.distributed.is_initialized():
-        return False
+        return
     for name, value in _BOOTSTRAP.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
@@ -124,4 +122,3 @@ def _start_process_group(deepspeed: Any) -> bool:
         # A shared-memory collective that DeepSpeed would compile at this point; gloo does without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
-    return True

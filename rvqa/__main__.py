@@ -1,0 +1,5 @@
+"""`python -m rvqa` is `rvqa`."""
+
+from rvqa.cli import main
+
+main()
