@@ -19,6 +19,7 @@ from tqdm import tqdm
 from rvqa.codes import cell_codes, record, write_codes
 from rvqa.errors import InputError
 from rvqa.model import Model
+from rvqa.obs import require_known
 from rvqa.prompts import ANNOTATE
 
 _LOGITS = 50_000_000
@@ -71,8 +72,6 @@ def annotate(
     >>> rvqa.annotate(adata, model)  # doctest: +SKIP
     >>> adata.obs[["rvqa_cell_type", "rvqa_confidence"]].head()  # doctest: +SKIP
     """
-    from rvqa.obs import require_known
-
     chosen = list(model.card.labels if labels is None else labels)
     if not chosen or len(set(chosen)) < len(chosen):
         raise InputError(

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+import rvqa
 from rvqa import counts as counting
 from rvqa.errors import InputError
 from rvqa.genes import GeneAlignment, align
 from rvqa.model import Model
+from rvqa.obs import require_known
 from rvqa.tokenizer import CellTokenizer
 
 
@@ -102,8 +104,6 @@ def decode(
     rvqa.errors.InputError
         Codes of the wrong shape, dtype or range, an unknown gene, or too many levels.
     """
-    from rvqa.obs import require_known
-
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
     codes_NM = np.asarray(codes)
     expected = tokenizer.config.levels
@@ -144,6 +144,4 @@ def write_codes(adata: AnnData, tokenizer: CellTokenizer, codes_NM: np.ndarray, 
 
 def record(adata: AnnData, key_added: str, facts: dict[str, Any]) -> None:
     """Add facts to `uns[key_added]`, which says where results come from."""
-    import rvqa
-
     adata.uns[key_added] = {**adata.uns.get(key_added, {}), "version": rvqa.__version__, **facts}

@@ -25,7 +25,7 @@ from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
 from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
 from rvqa.files import read_h5ad
-from rvqa.genes import align, map_columns
+from rvqa.genes import GeneAxis, align, map_columns
 from rvqa.model import Model, quiet_transformers, require_new_directory
 from rvqa.perturbation import decode_counts, perturb, residual_ratios
 
@@ -271,8 +271,6 @@ def shared_log1p(
     references: list[AnnData], test: AnnData, library_size_key: str | None
 ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """log1p of counts per 10,000 over the genes that all references and the test file measure."""
-    from rvqa.genes import GeneAxis
-
     axis = GeneAxis.from_adata(test)
     for reference in references:
         axis = axis.subset(np.flatnonzero(align(reference, axis).measured))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,11 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 import rvqa
 from rvqa.errors import InputError
+from rvqa.prompts import PromptEncoder
 from rvqa.tokenizer import CellTokenizer
 from rvqa.vocabulary import CellVocabulary, require_rows
-
-if TYPE_CHECKING:
-    from rvqa.prompts import PromptEncoder
 
 FORMAT_VERSION = 1
 
@@ -56,10 +54,8 @@ class Model:
     """Directory it was loaded from; "" for one that is only in memory."""
 
     @property
-    def prompts(self) -> "PromptEncoder":
+    def prompts(self) -> PromptEncoder:
         """Encoder of prompts for this model."""
-        from rvqa.prompts import PromptEncoder
-
         return PromptEncoder(self.text_tokenizer, self.vocabulary)
 
     def save_pretrained(self, directory: str | Path, *, force: bool = False) -> None:

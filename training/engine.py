@@ -119,6 +119,6 @@ def _start_process_group(deepspeed: Any) -> None:
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        # A shared-memory collective that DeepSpeed would compile at this point; gloo does without it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # DeepSpeed would probe the compiler now and build a shared-memory collective; gloo does without it.
+        deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
