@@ -136,7 +136,7 @@ def label_probabilities(
     output = network.get_output_embeddings()
     size = int(max(1, min(256, _LOGITS // (T * output.weight.shape[0]))))
     probability_NC = np.empty((len(codes_NM), len(labels)), dtype=np.float32)
-    for start in tqdm(range(0, len(codes_NM), size), desc="annotate", unit="batch", disable=not progress):
+    for start in tqdm(range(0, len(codes_NM), size), desc="annotate", unit="batch", disable=None if progress else True):
         prompt_BP = torch.from_numpy(prompts.ids(ANNOTATE.prompt, codes_NM[start : start + size])).to(device)
         B = len(prompt_BP)
         hidden_BSH = network.get_decoder()(

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +26,7 @@ from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
 from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
 from rvqa.files import read_h5ad
-from rvqa.genes import GeneAxis, align, map_columns
+from rvqa.genes import CoverageWarning, GeneAxis, align, map_columns
 from rvqa.model import Model, quiet_transformers, require_new_directory
 from rvqa.perturbation import decode_counts, perturb, residual_ratios
 
@@ -74,6 +75,7 @@ def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | Non
 
     out = out or sys.stdout
     require_new_directory(output, force=True)
+    warnings.simplefilter("once", CoverageWarning)
     started = time.perf_counter()
     folder = data_folder()
     case = shipped_case(seed) if folder is None else real_case(folder)

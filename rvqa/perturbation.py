@@ -188,7 +188,7 @@ def perturbed_codes(
     """Codes uint8 [N, M] that the language model writes for control cells of these types."""
     prompts = model.prompts
     result_NM = np.empty_like(codes_NM)
-    with tqdm(total=len(codes_NM), desc="perturb", unit="cell", disable=not progress) as bar:
+    with tqdm(total=len(codes_NM), desc="perturb", unit="cell", disable=None if progress else True) as bar:
         for name in sorted(set(types_N)):
             rows = np.flatnonzero(types_N == name)
             for start in range(0, len(rows), _BATCH):

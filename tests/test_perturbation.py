@@ -122,7 +122,7 @@ def test_wrong_use_is_refused_with_a_way_out(cells, model, options, message):
 
 
 def test_types_the_model_does_not_know_and_missing_ones(cells, model):
-    cells.obs["label"] = cells.obs["label"].replace("Dendritic", "Dendritc")
+    cells.obs["label"] = cells.obs["label"].astype(str).replace("Dendritic", "Dendritc")
     with pytest.raises(InputError, match=r"'Dendritc'.*'Dendritic'"):
         predict(cells, model)
     cells.obs["label"] = ["", *cells.obs["label"][1:]]

@@ -45,7 +45,7 @@ def pretrain(
     engine = Engine(model, settings.optimiser, total_steps=settings.steps, batch_size=settings.batch_size)
     try:
         step = 0
-        with tqdm(total=settings.steps, desc="language model", unit="step", disable=not progress) as bar:
+        with tqdm(total=settings.steps, desc="language model", unit="step", disable=None if progress else True) as bar:
             while step < settings.steps:
                 for batch in corpus.epoch(settings.batch_size)[: settings.steps - step]:
                     ids_BL = torch.from_numpy(batch.ids_BL).to(model.device)

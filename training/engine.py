@@ -6,7 +6,6 @@ its CPU accelerator with gloo and torch's AdamW, and no operator is compiled.
 
 import math
 import os
-import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from rvqa.errors import InputError
-
-_BOOTSTRAP = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
 @dataclass(frozen=True)
@@ -111,14 +108,12 @@ def _start_process_group(deepspeed: Any) -> None:
     """Join the process group, or begin one that lasts as long as the process."""
     if torch.distributed.is_initialized():
         return
-    for name, value in _BOOTSTRAP.items():
-        os.environ.setdefault(name, value)
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
     on_gpu = torch.cuda.is_available()
+    backend = "nccl" if on_gpu else "gloo"
+    if "WORLD_SIZE" not in os.environ:  # not launched by torchrun: one process, which needs no port
+        os.environ.setdefault("LOCAL_RANK", "0")
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     if not on_gpu:
         # DeepSpeed would probe the compiler now and build a shared-memory collective; gloo does without it.
         deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

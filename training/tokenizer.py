@@ -229,7 +229,7 @@ class _Fit:
         settings, cells = self.settings, len(self.cells.library_size)
         per_epoch = max(1, round(cells / settings.batch_size))
         half = max(1, min(settings.epochs * per_epoch, settings.max_steps) // 2)
-        with tqdm(total=2 * half, desc="tokenizer", unit="step", disable=not progress) as bar:
+        with tqdm(total=2 * half, desc="tokenizer", unit="step", disable=None if progress else True) as bar:
             for step, rows in enumerate(self._batches(2 * half, per_epoch)):
                 if step == half:
                     self._start_codebooks()
