@@ -7,7 +7,7 @@ export DS_BUILD_OPS := 0
 
 .PHONY: demo test lint types wheel clean
 
-$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
+$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "torch>=2.11,<2.14"
@@ -29,7 +29,7 @@ types: wheel              ## of the package as it is installed
 	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p rvqa
 
 wheel: $(VENV)/installed
-	rm -rf dist && $(PIP) build && $(PY) -m build -q --wheel --outdir dist .
+	rm -rf build dist && $(PIP) build && $(PY) -m build -q --wheel --outdir dist .
 
 clean:
 	rm -rf build dist *.egg-info rvqa/*.so

@@ -79,7 +79,7 @@ class Engine:
             dist_init_required=False,
         )
 
-    def __call__(self, **inputs: Tensor) -> Any:
+    def __call__(self, **inputs: Any) -> Any:
         """Forward pass of the model."""
         return self._engine(**inputs)
 

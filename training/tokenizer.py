@@ -32,7 +32,7 @@ from rvqa.training.reference import Reference
 class TokenizerSettings:
     """Everything that decides the result of `fit_tokenizer`, apart from the cells; saved with the model."""
 
-    n_top_genes: int = 3000
+    n_top_genes: int = 4000
     hidden: int = 128
     latent: int = 32
     levels: int = 8
