@@ -70,7 +70,7 @@ def pbmc_tokenizer(read: Callable):
         read_reference(read("pbmc3k_10x"), name="pbmc3k", labels="cell_type"),
         read_reference(read("kang2018_ifnb_pbmc_2k"), name="kang", labels="cell_type"),
     ]
-    return fit_tokenizer(references, TokenizerSettings(epochs=12), progress=False)
+    return fit_tokenizer(references, TokenizerSettings(epochs=30), progress=False)
 
 
 @pytest.fixture(scope="session")
