@@ -10,10 +10,8 @@ from anndata import AnnData
 
 import rvqa
 from rvqa import counts as counting
-from rvqa.errors import InputError
 from rvqa.genes import GeneAlignment, align
 from rvqa.model import Model
-from rvqa.obs import require_known
 from rvqa.tokenizer import CellTokenizer
 
 
@@ -105,25 +103,7 @@ def decode(
         Codes of the wrong shape, dtype or range, an unknown gene, or too many levels.
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
-    codes_NM = np.asarray(codes)
-    expected = tokenizer.config.levels
-    if codes_NM.dtype != np.uint8 or codes_NM.ndim != 2 or codes_NM.shape[1] != expected:
-        raise InputError(
-            f"Codes have dtype {codes_NM.dtype} and shape {codes_NM.shape}; expected uint8 [cells, {expected}] "
-            "as in adata.obsm['rvqa_codes']."
-        )
-    if levels is not None and not 1 <= levels <= expected:
-        raise InputError(f"levels is {levels}; expected 1 to {expected}.")
-    symbols = tokenizer.axis.symbols
-    columns = np.arange(len(symbols))
-    if genes is not None:
-        require_known("gene", genes, symbols)
-        index = {symbol: i for i, symbol in enumerate(symbols)}
-        columns = np.array([index[gene] for gene in genes], dtype=np.int64)
-    result_NG = np.empty((len(codes_NM), len(columns)), dtype=np.float32)
-    for rows, share_BG in tokenizer.share_blocks(codes_NM[:, :levels]):
-        result_NG[rows] = share_BG[:, columns] * np.float32(target_sum)
-    return result_NG
+    return tokenizer.decode(np.asarray(codes), genes=genes, levels=levels, target_sum=target_sum)
 
 
 def cell_codes(

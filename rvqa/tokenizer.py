@@ -10,9 +10,10 @@ Shapes: N cells, G genes of the axis, H hidden units, D latent width, M levels, 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,11 @@ from rvqa.counts import TARGET_SUM
 from rvqa.errors import InputError
 from rvqa.genes import GeneAlignment, GeneAxis
 from rvqa.kernels import ops
+from rvqa.obs import require_known
+
+if TYPE_CHECKING:
+    from rvqa.training.reference import Reference
+    from rvqa.training.tokenizer import TokenizerSettings
 
 FORMAT_VERSION = 1
 
@@ -57,7 +63,7 @@ class CellTokenizer(nn.Module):
 
     Notes
     -----
-    `rvqa.training.tokenizer.fit_tokenizer` makes a fitted one; a new one has random weights.
+    `fit` makes a fitted one; a new one has random weights.
     """
 
     gene_mean_G: Tensor
@@ -78,6 +84,19 @@ class CellTokenizer(nn.Module):
         self.register_buffer("log_share_G", torch.full((G,), -np.log(G)))
         self.register_buffer("dispersion_G", torch.zeros(G))
         self.register_buffer("codebooks_MKD", torch.zeros(config.levels, config.entries, D))
+
+    @classmethod
+    def fit(
+        cls,
+        references: "Sequence[Reference]",
+        settings: "TokenizerSettings | None" = None,
+        *,
+        progress: bool = True,
+    ) -> "CellTokenizer":
+        """Fit a tokenizer on reference cells: `rvqa.training.tokenizer.fit_tokenizer`, which says more."""
+        from rvqa.training.tokenizer import fit_tokenizer
+
+        return fit_tokenizer(references, settings, progress=progress)
 
     # Encoder
 
@@ -166,6 +185,34 @@ class CellTokenizer(nn.Module):
         for start in range(0, len(codes_NM), block):
             rows = slice(start, min(start + block, len(codes_NM)))
             yield rows, self.log_share(torch.from_numpy(self.quantized_latent(codes_NM[rows]))).exp().numpy()
+
+    def decode(
+        self,
+        codes_NM: np.ndarray,
+        *,
+        genes: Sequence[str] | None = None,
+        levels: int | None = None,
+        target_sum: float = TARGET_SUM,
+    ) -> np.ndarray:
+        """Expected counts per `target_sum`, float32 [N, genes]; see `rvqa.decode`."""
+        expected = self.config.levels
+        if codes_NM.dtype != np.uint8 or codes_NM.ndim != 2 or codes_NM.shape[1] != expected:
+            raise InputError(
+                f"Codes have dtype {codes_NM.dtype} and shape {codes_NM.shape}; expected uint8 [cells, {expected}] "
+                "as in adata.obsm['rvqa_codes']."
+            )
+        if levels is not None and not 1 <= levels <= expected:
+            raise InputError(f"levels is {levels}; expected 1 to {expected}.")
+        symbols = self.axis.symbols
+        columns = np.arange(len(symbols))
+        if genes is not None:
+            require_known("gene", genes, symbols)
+            index = {symbol: i for i, symbol in enumerate(symbols)}
+            columns = np.array([index[gene] for gene in genes], dtype=np.int64)
+        result_NG = np.empty((len(codes_NM), len(columns)), dtype=np.float32)
+        for rows, share_BG in self.share_blocks(codes_NM[:, :levels]):
+            result_NG[rows] = share_BG[:, columns] * np.float32(target_sum)
+        return result_NG
 
     def share_sum(self, codes_NM: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
         """Weighted sum of expected shares over cells, float64 [G]: with library sizes, the expected total counts."""

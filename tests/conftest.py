@@ -63,14 +63,15 @@ def data_file(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def pbmc_tokenizer(read: Callable):
     """A tokenizer fitted briefly on real PBMC, of two studies with different genes."""
+    from rvqa.tokenizer import CellTokenizer
     from rvqa.training.reference import read_reference
-    from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer
+    from rvqa.training.tokenizer import TokenizerSettings
 
     references = [
         read_reference(read("pbmc3k_10x"), name="pbmc3k", labels="cell_type"),
         read_reference(read("kang2018_ifnb_pbmc_2k"), name="kang", labels="cell_type"),
     ]
-    return fit_tokenizer(references, TokenizerSettings(epochs=30), progress=False)
+    return CellTokenizer.fit(references, TokenizerSettings(epochs=30), progress=False)
 
 
 @pytest.fixture(scope="session")
