@@ -33,6 +33,7 @@ def annotate(
     labels: Sequence[str] | None = None,
     layer: str | None = None,
     library_size_key: str | None = None,
+    recover: bool = False,
     key_added: str = "rvqa",
     copy: bool = False,
     progress: bool = True,
@@ -47,7 +48,7 @@ def annotate(
         From `rvqa.load`.
     labels
         Closed set to choose from; by default every label the model was taught. A subset is allowed.
-    layer, library_size_key, key_added, copy
+    layer, library_size_key, recover, key_added, copy
         As for `rvqa.encode`.
     progress
         Show a progress bar.
@@ -60,7 +61,7 @@ def annotate(
         `obs["rvqa_confidence"]`, float32: probability of that label among the set;
         `obs["rvqa_alternative"]`, categorical: the second likeliest label (absent with one label);
         `obs["rvqa_ontology_id"]`, categorical: Cell Ontology id of the label, "" where the model knows none;
-        `obsm["rvqa_probabilities"]`, DataFrame [N, labels], float32.
+        `obsm["rvqa_probabilities"]`, float32 [N, labels], its columns named by `uns["rvqa"]["labels"]`.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def annotate(
     if len(chosen) > 1:
         target.obs[f"{key_added}_alternative"] = pd.Categorical(names[order_NC[:, 1]], categories=chosen)
     target.obs[f"{key_added}_ontology_id"] = pd.Categorical(terms[best_N])
-    target.obsm[f"{key_added}_probabilities"] = pd.DataFrame(probability_NC, index=target.obs_names, columns=chosen)
+    target.obsm[f"{key_added}_probabilities"] = probability_NC
     record(target, key_added, {"coverage": alignment.report(), "model": model.source, "labels": chosen})
     return target if copy else None
 

@@ -136,7 +136,7 @@ class CellTokenizer(nn.Module):
         hidden_NH = ops.csr_project(
             torch.from_numpy(counts.indptr),
             torch.from_numpy(counts.indices),
-            torch.from_numpy(np.asarray(counts.data)),
+            torch.from_numpy(counts.data.astype(np.float32, copy=False)),
             weight_GH,
             self.panel_bias(alignment.measured),
             target_sum=TARGET_SUM,

@@ -56,6 +56,15 @@ def test_layers_and_formats_give_the_same_codes(cells, model):
         rvqa.encode(other, model, library_size_key="depth")
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.int64, np.float64])
+def test_any_number_type_gives_the_same_codes(cells, model, dtype):
+    rvqa.encode(cells, model, library_size_key="depth")
+    other = cells.copy()
+    other.X = cells.X.astype(dtype)
+    rvqa.encode(other, model, library_size_key="depth")
+    np.testing.assert_array_equal(other.obsm["rvqa_codes"], cells.obsm["rvqa_codes"])
+
+
 def test_written_and_read_back(cells, model, tmp_path):
     rvqa.encode(cells, model, library_size_key="depth")
     cells.write_h5ad(tmp_path / "cells.h5ad")
