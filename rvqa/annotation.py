@@ -79,7 +79,9 @@ def annotate(
             f"labels has {len(chosen)} entries, {len(set(chosen))} of them different; give each label once."
         )
     require_known("label", chosen, model.card.labels)
-    codes_NM, alignment = cell_codes(adata, model.cell_tokenizer, layer=layer, library_size_key=library_size_key)
+    codes_NM, alignment = cell_codes(
+        adata, model.cell_tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
+    )
     probability_NC = label_probabilities(model, codes_NM, chosen, progress=progress)
 
     target = adata.copy() if copy else adata

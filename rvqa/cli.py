@@ -22,6 +22,7 @@ ModelIn = Annotated[Path, typer.Option("--model", "-m", help="Model directory, a
 FileOut = Annotated[Path, typer.Option("--output", "-o", help="File to write (.h5ad).")]
 Layer = Annotated[str | None, typer.Option(help="Where the counts are: a layer, or `raw`. Default: X.")]
 LibrarySize = Annotated[str | None, typer.Option(help="obs column with every cell's total counts over all genes.")]
+Recover = Annotated[bool, typer.Option("--recover", help="Turn log1p values back into counts, if they prove them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -71,6 +72,7 @@ def encode(
     output: FileOut,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    recover: Recover = False,
     force: Force = False,
 ) -> None:
     """Tokenize cells: adds obsm rvqa_codes and X_rvqa."""
@@ -79,7 +81,7 @@ def encode(
 
     require_writable(output, force=force)
     adata = read_h5ad(cells)
-    rvqa.encode(adata, rvqa.load(model), layer=layer, library_size_key=library_size_key)
+    rvqa.encode(adata, rvqa.load(model), layer=layer, library_size_key=library_size_key, recover=recover)
     write_h5ad(adata, output, force=force)
     print(f"{output}: codes of {adata.n_obs:,} cells")
 
@@ -122,6 +124,7 @@ def annotate(
     ] = None,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    recover: Recover = False,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -137,6 +140,7 @@ def annotate(
         labels=[label.strip() for label in labels.split(",")] if labels else None,
         layer=layer,
         library_size_key=library_size_key,
+        recover=recover,
         progress=not quiet,
     )
     write_h5ad(adata, output, force=force)
@@ -160,6 +164,7 @@ def perturb(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    recover: Recover = False,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -179,6 +184,7 @@ def perturb(
         seed=seed,
         layer=layer,
         library_size_key=library_size_key,
+        recover=recover,
         progress=not quiet,
     )
     write_h5ad(predicted, output, force=force)

@@ -21,6 +21,7 @@ def encode(
     *,
     layer: str | None = None,
     library_size_key: str | None = None,
+    recover: bool = False,
     key_added: str = "rvqa",
     copy: bool = False,
 ) -> AnnData | None:
@@ -37,6 +38,8 @@ def encode(
     library_size_key
         Column of `adata.obs` with every cell's total counts over all genes, for files cut to a few genes; by default
         the sum of the stored counts.
+    recover
+        Turn log1p-normalised values back into the counts they were made of, where the stored values prove these.
     key_added
         Prefix of the keys written.
     copy
@@ -53,7 +56,8 @@ def encode(
     Raises
     ------
     rvqa.errors.InputError
-        The values are not raw counts, a cell is empty, or fewer than 50 of the model's genes are measured.
+        The values are not raw counts (with `recover`: nor provably made of them), a cell is empty, or fewer than 50 of
+        the model's genes are measured.
 
     Examples
     --------
@@ -61,7 +65,7 @@ def encode(
     >>> sc.pp.neighbors(adata, use_rep="X_rvqa")  # doctest: +SKIP
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
-    codes_NM, alignment = cell_codes(adata, tokenizer, layer=layer, library_size_key=library_size_key)
+    codes_NM, alignment = cell_codes(adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover)
     target = adata.copy() if copy else adata
     write_codes(target, tokenizer, codes_NM, key_added)
     record(target, key_added, {"coverage": alignment.report(), "model": getattr(model, "source", "")})
@@ -107,11 +111,17 @@ def decode(
 
 
 def cell_codes(
-    adata: AnnData, tokenizer: CellTokenizer, *, layer: str | None, library_size_key: str | None
+    adata: AnnData,
+    tokenizer: CellTokenizer,
+    *,
+    layer: str | None,
+    library_size_key: str | None,
+    recover: bool = False,
 ) -> tuple[np.ndarray, GeneAlignment]:
     """Codes uint8 [N, M] of the cells of a file, and how its genes met the axis."""
-    counts, var = counting.counts_and_var(adata, layer=layer)
-    library_size = counting.library_size(adata, counts, key=library_size_key)
+    counts, var, library_size = counting.counts_var_and_depth(
+        adata, layer=layer, library_size_key=library_size_key, recover=recover
+    )
     alignment = align(var, tokenizer.axis)
     return tokenizer.encode(counts, alignment, library_size), alignment
 

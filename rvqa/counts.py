@@ -25,6 +25,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from rvqa.errors import InputError
+from rvqa.recovery import common_total, recover_counts, whole_multiples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +79,7 @@ class MatrixFacts:
         return self.n_integer / self.n_nonzero if self.n_nonzero else 1.0
 
 
-def raw_counts(adata: AnnData, *, layer: str | None = None) -> sp.csr_matrix:
+def raw_counts(adata: AnnData, *, layer: str | None = None, recover: bool = False) -> sp.csr_matrix:
     """Return the raw counts of an AnnData as canonical CSR; refuse anything else, saying what it looks like.
 
     Parameters
@@ -87,30 +88,47 @@ def raw_counts(adata: AnnData, *, layer: str | None = None) -> sp.csr_matrix:
         Cells by genes, not changed. Dense, any scipy sparse matrix or array, backed or Dask (read into memory).
     layer
         None for `X`, a key of `adata.layers`, or "raw" for `adata.raw.X` (unless a layer is itself called "raw").
+    recover
+        Turn log1p-normalised values back into counts where `rvqa.recovery` proves them.
 
     Returns
     -------
     scipy.sparse.csr_matrix [n_cells, n_genes]
-        As `canonical_csr`, floats as float32 (exact). It may share memory with `adata`: do not write into it.
-
-    Raises
-    ------
-    InputError
-        Unknown layer, or not raw counts. Cells without counts pass here and are refused by `library_size`.
+        As `canonical_csr`, floats as float32 (exact). It may share memory with `adata`: do not write into it. Cells
+        without counts pass and are refused by `library_size`; an unknown layer or other values are an `InputError`.
     """
-    return counts_and_var(adata, layer=layer)[0]
+    return counts_and_var(adata, layer=layer, recover=recover)[0]
 
 
-def counts_and_var(adata: AnnData, *, layer: str | None = None) -> tuple[sp.csr_matrix, pd.DataFrame]:
+def counts_and_var(
+    adata: AnnData, *, layer: str | None = None, recover: bool = False
+) -> tuple[sp.csr_matrix, pd.DataFrame]:
     """Return `raw_counts` and the table of genes of its columns: `adata.var`, or `adata.raw.var` for layer="raw"."""
+    return _read(adata, layer, None, recover=recover)[:2]
+
+
+def counts_var_and_depth(
+    adata: AnnData, *, layer: str | None = None, library_size_key: str | None = None, recover: bool = False
+) -> tuple[sp.csr_matrix, pd.DataFrame, np.ndarray]:
+    """Return `counts_and_var` and `library_size`; recovered counts bring the one they were normalised with."""
+    counts, var, recovered = _read(adata, layer, library_size_key, recover=recover)
+    stored = library_size(adata, counts, key=library_size_key)
+    return counts, var, stored if recovered is None else recovered
+
+
+def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool) -> tuple[Any, pd.DataFrame, Any]:
     name, stored, var = _select(adata, layer)
     matrix = _in_memory(stored)
     matrix = canonical_csr(matrix) if sp.issparse(matrix) else matrix
     facts = inspect_matrix(matrix)
-    if facts.kind is not MatrixKind.COUNTS:
-        raise InputError(f"{_what_was_seen(name, facts)} {_next_step(adata, name)}")
-    counts = canonical_csr(matrix)
-    return counts.astype(np.float32 if counts.dtype.kind == "f" else counts.dtype, copy=False), var
+    if facts.kind is not MatrixKind.COUNTS and not (recover and facts.kind is MatrixKind.LOG1P):
+        raise InputError(f"{_what_was_seen(name, facts)} {_next_step(adata, name, facts.kind)}")
+    csr = canonical_csr(matrix)
+    if facts.kind is MatrixKind.COUNTS:
+        return csr.astype(np.float32 if csr.dtype.kind == "f" else csr.dtype, copy=False), var, None
+    # A column of totals is checked against one count a value, for now.
+    recovered = recover_counts(csr, library_size=None if key is None else library_size(adata, csr.sign(), key=key))
+    return recovered.counts, var, recovered.library_size
 
 
 def canonical_csr(matrix: Any) -> sp.csr_matrix:
@@ -158,7 +176,7 @@ def inspect_matrix(matrix: Any) -> MatrixFacts:
     integers, logs = facts.share_integer > 0.5, 1 < facts.maximum <= MAX_LOG
     for kind in (MatrixKind.LOG1P, MatrixKind.NORMALISED) if logs else (MatrixKind.NORMALISED,):
         linear = [np.expm1(row) for row in rows] if kind is MatrixKind.LOG1P else rows
-        total, multiples = _common_total(linear), not integers and _whole_multiples(linear)
+        total, multiples = common_total(linear), not integers and whole_multiples(linear)
         if total is not None or multiples:
             return replace(facts, kind=kind, row_total=total, whole_multiples=multiples)
     if integers or facts.maximum > MAX_LOG:
@@ -196,9 +214,8 @@ def library_size(adata: AnnData, counts: sp.csr_matrix, *, key: str | None = Non
     """
     n_cells = counts.shape[0]
     if adata.n_obs != n_cells:
-        raise InputError(
-            f"The counts have {n_cells:,} cells, the AnnData {adata.n_obs:,}: pass the counts of this AnnData."
-        )
+        seen = f"The counts have {n_cells:,} cells, the AnnData {adata.n_obs:,}"
+        raise InputError(f"{seen}: pass the counts of this AnnData.")
     if (empty := empty_cells(counts)).size:
         raise InputError(
             f"{empty.size:,} of {n_cells:,} cells have no counts in any stored gene ({_names(adata, empty)}). "
@@ -261,7 +278,7 @@ def log1p_normalise(
 def _select(adata: AnnData, layer: str | None) -> tuple[str, Any, pd.DataFrame]:
     if layer is None:
         if adata.X is None:
-            raise InputError(f"X is missing. {_next_step(adata, 'X')}")
+            raise InputError(f"X is missing. {_next_step(adata, 'X', MatrixKind.EMPTY)}")
         return "X", adata.X, adata.var
     if layer in adata.layers:
         return f"layers[{layer!r}]", adata.layers[layer], adata.var
@@ -307,11 +324,9 @@ def _scan(values: np.ndarray) -> dict[str, Any]:
 def _kind_by_values(facts: MatrixFacts) -> MatrixKind | None:
     if facts.n_nonzero == 0:
         return MatrixKind.EMPTY
-    if facts.n_nonfinite:
-        return MatrixKind.JUNK
-    if facts.n_negative:
+    if facts.n_negative and not facts.n_nonfinite:
         return MatrixKind.SCALED
-    if facts.maximum > MAX_COUNT:
+    if facts.n_nonfinite or facts.maximum > MAX_COUNT:
         return MatrixKind.JUNK
     if facts.n_integer == facts.n_nonzero:
         return MatrixKind.COUNTS
@@ -320,24 +335,6 @@ def _kind_by_values(facts: MatrixFacts) -> MatrixKind | None:
 
 def _sampled_rows(matrix: Any) -> np.ndarray:
     return np.unique(np.linspace(0, matrix.shape[0] - 1, min(matrix.shape[0], _SAMPLED_ROWS)).astype(np.int64))
-
-
-def _common_total(rows: list[np.ndarray]) -> float | None:
-    totals = np.array([row.sum() for row in rows])
-    middle = float(np.median(totals)) if totals.size > 1 else 0.0
-    # Within 0.5 %: float32, or values rounded to three decimals. Depths of real cells differ by far more.
-    return middle if middle and np.ptp(totals) <= 5e-3 * middle else None
-
-
-def _whole_multiples(rows: list[np.ndarray]) -> bool:
-    # Counts of a cell that were divided by its depth are whole numbers times the value of a single count.
-    verdicts = []
-    for row in rows:
-        ratio = row / row.min()
-        ratio = ratio[ratio > 1.5]
-        if ratio.size >= 5:
-            verdicts.append(np.mean(np.abs(ratio - np.rint(ratio)) <= 0.01) >= 0.95)
-    return bool(verdicts) and float(np.mean(verdicts)) > 0.5
 
 
 def _what_was_seen(name: str, facts: MatrixFacts) -> str:
@@ -355,9 +352,8 @@ def _what_was_seen(name: str, facts: MatrixFacts) -> str:
     if facts.kind is MatrixKind.SCALED:
         return f"{name} looks scaled or centred: it holds negative values (min {facts.minimum:.4g}, {numbers})."
     if facts.maximum > MAX_COUNT:
-        return (
-            f"{name} holds a value of {_number(facts.maximum)}; no gene of one cell has more than {MAX_COUNT:,} counts."
-        )
+        most = f"no gene of one cell has more than {MAX_COUNT:,} counts"
+        return f"{name} holds a value of {_number(facts.maximum)}; {most}."
     if facts.worst_fraction < NEARLY:
         return f"{name} holds nearly integers ({numbers}); if they are counts, round them: adata.X = adata.X.round()."
     if facts.kind is MatrixKind.JUNK:
@@ -370,7 +366,7 @@ def _what_was_seen(name: str, facts: MatrixFacts) -> str:
     return f"{name} looks {facts.kind.value} ({numbers}; {why})."
 
 
-def _next_step(adata: AnnData, refused: str) -> str:
+def _next_step(adata: AnnData, refused: str, kind: MatrixKind) -> str:
     if 0 in adata.shape:
         return "Check what filtered or sliced it."
     places: dict[str, tuple[Any, str]] = {"X": (adata.X, "leave layer out")}
@@ -378,12 +374,16 @@ def _next_step(adata: AnnData, refused: str) -> str:
     if adata.raw is not None and "raw" not in adata.layers:
         places["raw.X"] = (adata.raw.X, "pass layer='raw'")
     places.pop(refused, None)
+    recover = " Or have them recovered: recover=True, or --recover." if kind is MatrixKind.LOG1P else ""
     for name, (matrix, advice) in places.items():
         # A sample of rows is enough for advice: following it checks every value.
-        if matrix is not None and classify(matrix[_sampled_rows(matrix)]) is MatrixKind.COUNTS:
+        kind = MatrixKind.EMPTY if matrix is None else classify(matrix[_sampled_rows(matrix)])
+        if kind is MatrixKind.COUNTS:
             return f"adata.{name} looks like raw counts: {advice}."
+        if kind is MatrixKind.LOG1P and not recover:
+            recover = f" Or have them recovered from adata.{name}: {advice} and recover=True, or --recover."
     others = f" ({', '.join(places)} looked no better)" if places else ""
-    return f"Pass raw counts, e.g. adata.layers['counts'] with layer='counts'{others}."
+    return f"Pass raw counts, e.g. adata.layers['counts'] with layer='counts'{others}.{recover}"
 
 
 def _number(value: float) -> str:

@@ -29,6 +29,7 @@ from rvqa.files import read_h5ad
 from rvqa.genes import CoverageWarning, GeneAxis, align, map_columns
 from rvqa.model import Model, quiet_transformers, require_new_directory
 from rvqa.perturbation import decode_counts, perturb, residual_ratios
+from rvqa.recovery import recover_counts
 
 HELD_OUT_DONORS = ("1244", "1256")
 HELD_OUT_TYPE = "B"
@@ -165,9 +166,8 @@ def shipped_case(seed: int) -> Case:
 
     source = sc.datasets.pbmc68k_reduced()
     depth = source.obs["n_counts"].to_numpy(dtype=np.float64)
-    counts = sp.csr_matrix(source.raw.X, dtype=np.float64)
-    counts.data = np.rint(np.expm1(counts.data) * np.repeat(depth, np.diff(counts.indptr)) / 1e4)
-    adata = AnnData(counts.astype(np.float32), obs=source.obs[["bulk_labels"]].copy(), var=source.raw.var[[]].copy())
+    counts = recover_counts(source.raw.X, library_size=depth).counts
+    adata = AnnData(counts, obs=source.obs[["bulk_labels"]].copy(), var=source.raw.var[[]].copy())
     adata.obs["label"] = adata.obs["bulk_labels"].astype(str)
     adata.obs["depth"] = depth
     rng = np.random.default_rng(seed)

@@ -1,9 +1,9 @@
 """The gene axis of a model, and how the columns of a file map onto it.
 
 A gene is found by its Ensembl id (`ENSG` and 11 digits, version suffix dropped), else by its symbol, exactly as
-written: no upper-casing, no aliases, no guessing. Both are looked for in `var_names` and in the columns that the common
-writers use (10x, CELLxGENE, Seurat converters), so a file may use either, or a mixture. What a file did not measure is
-unmeasured, which is not zero: `GeneAlignment.measured` says which genes that concerns.
+written: no upper-casing, no guessing; what is left, by the aliases of `rvqa.aliases`, where there is a table of them.
+`rvqa.gene_names` says where ids and symbols are looked for; a file may use either, or a mixture. What a file did not
+measure is unmeasured, which is not zero: `GeneAlignment.measured` says which genes that concerns.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from rvqa.aliases import AliasSource, alias_table
 from rvqa.counts import canonical_csr
 from rvqa.errors import InputError
+from rvqa.gene_names import ensembl, first_known, sources, texts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,16 +36,6 @@ file that hits so few is nearly always one whose genes are named otherwise."""
 LOW_COVERAGE = 0.2
 """Measured share of the axis under which `align` warns."""
 
-_ID_COLUMNS = (
-    *("ensembl_id", "gene_ids", "gene_id", "feature_id", "feature_ids"),
-    *("ensembl_ids", "ensembl", "ensembl_gene_id"),
-)
-_SYMBOL_COLUMNS = (
-    *("gene_symbol", "gene_symbols", "feature_name", "symbol", "gene_name", "gene_names", "symbols"),
-    *("hgnc_symbol", "gene_short_name", "feature_names", "features", "gene", "genes", "name", "names"),
-)
-_MISSING = frozenset({"", "nan", "None", "NA", "<NA>"})
-_ENSEMBL = re.compile(r"(ENSG\d{11})(?:\.\d+)?")
 _MOUSE = re.compile(r"ENSMUSG\d{11}(\.\d+)?|[A-Z][a-z][A-Za-z0-9-]*|[A-Z0-9]+Rik")
 _GENOME_PREFIX = re.compile(r"(GRCh\d+|hg\d+|GRCm\d+|mm\d+)_+")
 
@@ -80,15 +72,15 @@ class GeneAxis:
         if not symbols or len(symbols) != len(self.ensembl_ids):
             given = f"{len(symbols)} symbols and {len(self.ensembl_ids)} Ensembl ids given"
             raise InputError(f"A gene axis needs a symbol and an Ensembl id (or '') for each gene: {given}.")
-        names = (str(name) or _ensembl(symbol) for symbol, name in zip(symbols, self.ensembl_ids, strict=True))
-        ids = tuple(_ensembl(name) or name for name in names)
+        names = (str(name) or ensembl(symbol) for symbol, name in zip(symbols, self.ensembl_ids, strict=True))
+        ids = tuple(ensembl(name) or name for name in names)
         for kind, known in (("symbol", symbols), ("Ensembl id", tuple(filter(None, ids)))):
             if len(set(known)) < len(known):
                 repeated = Counter(known).most_common(1)[0][0]
                 raise InputError(f"A gene axis names each gene once; the {kind} {repeated!r} occurs more than once.")
         if "" in symbols:
             raise InputError(f"Gene {symbols.index('')} of the axis has no symbol; use its Ensembl id as one.")
-        if foreign := [name for name in ids if name and not _ensembl(name)]:
+        if foreign := [name for name in ids if name and not ensembl(name)]:
             raise InputError(
                 f"{foreign[0]!r} is no human Ensembl gene id: expected ENSG and 11 digits, or '' if unknown."
             )
@@ -110,8 +102,8 @@ class GeneAxis:
         InputError
             A gene without a symbol or Ensembl id: no name, or a number.
         """
-        ids, symbols = _sources(adata.var)
-        genes = [(symbol or name, name) for symbol, name in zip(_first_known(symbols), _first_known(ids), strict=True)]
+        ids, symbols = sources(adata.var)
+        genes = [(symbol or name, name) for symbol, name in zip(first_known(symbols), first_known(ids), strict=True)]
         if nameless := [str(adata.var_names[at]) for at, (symbol, _) in enumerate(genes) if not symbol]:
             raise InputError(
                 f"{len(nameless):,} of {len(genes):,} genes have neither a symbol nor an Ensembl id, only names like "
@@ -124,7 +116,7 @@ class GeneAxis:
         """Read what `to_frame` wrote: columns `gene_symbol` and `ensembl_id`, one row a gene, order kept."""
         if absent := {"gene_symbol", "ensembl_id"} - set(frame.columns):
             raise InputError(f"The table of genes lacks {sorted(absent)}; it has the columns {list(frame.columns)}.")
-        return cls(tuple(_texts(frame["gene_symbol"])), tuple(_texts(frame["ensembl_id"])))
+        return cls(tuple(texts(frame["gene_symbol"])), tuple(texts(frame["ensembl_id"])))
 
     def to_frame(self) -> pd.DataFrame:
         """Return the axis as a table with the columns `gene_symbol` and `ensembl_id` ("" where unknown)."""
@@ -163,8 +155,8 @@ class GeneAlignment:
         int32 [n_file], axis column of each file column or -1; several file columns may share one (their counts add up).
     measured
         bool [n_axis], True where at least one file column maps to the gene.
-    n_by_ensembl, n_by_symbol
-        File columns matched either way.
+    n_by_ensembl, n_by_symbol, n_by_alias
+        File columns matched as written, either way, and those that only the HGNC table resolved (0 without one).
     n_duplicates
         File columns beyond the first of their axis gene.
     n_file, n_axis
@@ -177,6 +169,7 @@ class GeneAlignment:
     measured: np.ndarray = field(repr=False)
     n_by_ensembl: int
     n_by_symbol: int
+    n_by_alias: int
     n_duplicates: int
     n_file: int
     n_axis: int
@@ -199,19 +192,22 @@ class GeneAlignment:
             f"of the file's {self.n_file:,} genes {self.n_by_ensembl:,} were matched by Ensembl id, "
             f"{self.n_by_symbol:,} by symbol"
         )
+        if self.n_by_alias:
+            text += f", {self.n_by_alias:,} by a previous symbol or alias"
         if self.n_duplicates:
             text += f" ({self.n_duplicates:,} repeat another and are added to it)"
-        n_unmatched = self.n_file - self.n_by_ensembl - self.n_by_symbol
+        n_unmatched = self.n_file - self.n_by_ensembl - self.n_by_symbol - self.n_by_alias
         return f"{text}, {n_unmatched:,} not" + (f" (e.g. {_examples(self.unmatched)})." if n_unmatched else ".")
 
     def report(self) -> dict[str, Any]:
         """Return the figures as a dict that JSON can hold."""
-        figures = ("n_file", "n_axis", "n_measured", "coverage", "n_by_ensembl", "n_by_symbol", "n_duplicates")
+        by = ("n_by_ensembl", "n_by_symbol", "n_by_alias")
+        figures = ("n_file", "n_axis", "n_measured", "coverage", *by, "n_duplicates")
         return {name: getattr(self, name) for name in figures} | {"unmatched_examples": list(self.unmatched)}
 
 
-def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis) -> GeneAlignment:
-    """Match the genes of a file to a model's axis: by Ensembl id wherever one is found, else by symbol.
+def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: AliasSource = None) -> GeneAlignment:
+    """Match the genes of a file to a model's axis: by Ensembl id wherever one is found, else by symbol, else by alias.
 
     Parameters
     ----------
@@ -219,6 +215,10 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis) -> GeneAlignment
         An AnnData, or its `var` (`adata.raw.var` for counts from `.raw`). Not changed.
     axis
         The model's genes.
+    aliases
+        HGNC table of previous symbols and aliases: an `AliasTable`, a path, None for the one in `RVQA_REF_DIR` if there
+        is one, False for none. It only ever adds genes that no column names as written; `n_by_alias`, in `report` and
+        `summary`, says how many columns. Where that is not 0, codes depend on the table: they differ without it.
 
     Returns
     -------
@@ -238,19 +238,23 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis) -> GeneAlignment
         Less than 20 % of the axis measured.
     """
     var = adata_or_var if isinstance(adata_or_var, pd.DataFrame) else adata_or_var.var
-    ids, symbols = _sources(var)
+    places = sources(var)
     column_map = np.full(len(var), -1, dtype=np.int32)
     matched = []
-    for sources, table in ((ids, axis._by_id), (symbols, axis._by_symbol)):
-        for names in sources:
+    for names_by_place, table in zip(places, (axis._by_id, axis._by_symbol), strict=True):
+        for names in names_by_place:
             open_columns = np.flatnonzero(column_map < 0)
             column_map[open_columns] = [table.get(names[at], -1) for at in open_columns]
         matched.append(int(np.count_nonzero(column_map >= 0)))
+    ids, symbols = map(first_known, places)
+    if matched[1] < len(var) and (known := alias_table(aliases)) is not None:
+        column_map = known.fill(column_map, (symbols, ids), (axis.symbols, axis.ensembl_ids))
+    n_matched = int(np.count_nonzero(column_map >= 0))
     measured = np.zeros(len(axis), dtype=bool)
     measured[column_map[column_map >= 0]] = True
     n_measured = int(np.count_nonzero(measured))
-    shown = [symbol or name for symbol, name in zip(_first_known(symbols), _first_known(ids), strict=True)]
-    mouse = _looks_like_mouse(shown) or _looks_like_mouse(_texts(var.index))
+    shown = [symbol or name for symbol, name in zip(symbols, ids, strict=True)]
+    mouse = _looks_like_mouse(shown) or _looks_like_mouse(texts(var.index))
     if n_measured < min(FLOOR, len(axis)) or (mouse and n_measured < LOW_COVERAGE * len(axis)):
         raise InputError(_too_few(n_measured, axis, shown, var, mouse=mouse))
     column_map.flags.writeable = measured.flags.writeable = False
@@ -259,7 +263,8 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis) -> GeneAlignment
         measured=measured,
         n_by_ensembl=matched[0],
         n_by_symbol=matched[1] - matched[0],
-        n_duplicates=matched[1] - n_measured,
+        n_by_alias=n_matched - matched[1],
+        n_duplicates=n_matched - n_measured,
         n_file=len(var),
         n_axis=len(axis),
         unmatched=tuple(shown[at] for at in np.flatnonzero(column_map < 0)[:5]),
@@ -316,34 +321,6 @@ def map_columns(counts: sp.csr_matrix, alignment: GeneAlignment) -> sp.csr_matri
     return mapped.astype(np.float32, copy=False)
 
 
-def _ensembl(name: str) -> str:
-    match = _ENSEMBL.fullmatch(name)
-    return match[1] if match else ""
-
-
-def _texts(values: Iterable[Any]) -> list[str]:
-    texts = (str(value).strip() for value in values)
-    return ["" if text in _MISSING else text for text in texts]
-
-
-def _sources(var: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
-    """Ensembl ids and symbols of the file columns: one list for each place they stand in, first choice first."""
-    columns = {str(column).lower(): var[column] for column in reversed(var.columns)}
-    columns = {name: values for name, values in columns.items() if not pd.api.types.is_numeric_dtype(values.dtype)}
-    names = _texts(var.index)
-    in_ids = [_texts(columns[name]) for name in _ID_COLUMNS if name in columns]
-    in_symbols = [_texts(columns[name]) for name in _SYMBOL_COLUMNS if name in columns]
-    ids = [[_ensembl(text) for text in place] for place in (names, *in_ids, *in_symbols)]
-    # The symbol columns first: var_names_make_unique may have changed var_names. A number is no symbol.
-    places = (*in_symbols, names)
-    symbols = [["" if text.isdigit() or _ensembl(text) else text for text in place] for place in places]
-    return ids, symbols
-
-
-def _first_known(sources: list[list[str]]) -> list[str]:
-    return [next(filter(None, names), "") for names in zip(*sources, strict=True)]
-
-
 def _merged(axes: Iterable[Iterable[tuple[str, str]]], *, homonyms_differ: bool) -> GeneAxis:
     """Collect (symbol, Ensembl id) pairs into one axis; see `from_adata` and `union` for what is one gene."""
     symbols: list[str] = []
@@ -375,7 +352,7 @@ def _looks_like_mouse(names: list[str]) -> bool:
 
 
 def _too_few(n_measured: int, axis: GeneAxis, shown: list[str], var: pd.DataFrame, *, mouse: bool) -> str:
-    names = [name or text for name, text in zip(shown, _texts(var.index), strict=True)]
+    names = [name or text for name, text in zip(shown, texts(var.index), strict=True)]
     named = f" named like {_examples(names)}" if names else ""
     text = f"{n_measured:,} of the model's {len(axis):,} genes found among {len(names):,} genes{named}"
     floor = min(FLOOR, len(axis))

@@ -49,6 +49,7 @@ def perturb(
     seed: int = 0,
     layer: str | None = None,
     library_size_key: str | None = None,
+    recover: bool = False,
     progress: bool = True,
 ) -> AnnData:
     """Predict cells under a perturbation from control cells.
@@ -71,7 +72,7 @@ def perturb(
         Of the draws of codes; 0 takes the likeliest of each level.
     seed
         Of codes and counts.
-    layer, library_size_key
+    layer, library_size_key, recover
         As for `rvqa.encode`.
     progress
         Show a progress bar.
@@ -115,8 +116,9 @@ def perturb(
     require_known(f"cell type in obs[{cell_type_key!r}]", types_N, model.card.labels)
 
     tokenizer = model.cell_tokenizer
-    counts, var = counting.counts_and_var(control, layer=layer)
-    library_N = counting.library_size(control, counts, key=library_size_key)
+    counts, var, library_N = counting.counts_var_and_depth(
+        control, layer=layer, library_size_key=library_size_key, recover=recover
+    )
     alignment = align(var, tokenizer.axis)
     control_codes_NM = tokenizer.encode(counts, alignment, library_N)
     on_axis = map_columns(counts, alignment)

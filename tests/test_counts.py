@@ -232,7 +232,8 @@ class TestRefusals:
             (
                 np.log1p(normalised(cells(1))),
                 r"^X looks log1p-normalised \(max [78]\.\d+, \d\d+ % of non-zero values are not integers; rows sum to "
-                r"10,000 after expm1\)\. Pass raw counts, e\.g\. adata\.layers\['counts'\] with layer='counts'\.$",
+                r"10,000 after expm1\)\. Pass raw counts, e\.g\. adata\.layers\['counts'\] with layer='counts'\. "
+                r"Or have them recovered: recover=True, or --recover\.$",
             ),
             (
                 np.log1p(normalised(cells(1)))[:, :50],
