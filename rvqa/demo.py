@@ -21,7 +21,7 @@ from anndata import AnnData
 
 from rvqa.annotation import annotate
 from rvqa.codes import cell_codes
-from rvqa.counts import counts_and_var, library_size, log1p_normalise
+from rvqa.counts import counts_var_and_depth, log1p_normalise
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
 from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
@@ -278,8 +278,7 @@ def shared_log1p(
         axis = axis.subset(np.flatnonzero(align(reference, axis).measured))
     blocks = []
     for adata in [*references, test]:
-        counts, var = counts_and_var(adata)
-        depth = library_size(adata, counts, key=library_size_key)
+        counts, var, depth = counts_var_and_depth(adata, library_size_key=library_size_key)
         blocks.append(log1p_normalise(map_columns(counts, align(var, axis)), depth))
     return sp.vstack(blocks[:-1], format="csr"), blocks[-1]
 
@@ -290,9 +289,8 @@ def show_perturbation(model: Model, case: Case, out: TextIO, *, seed: int, progr
     measured_G = align(case.control, tokenizer.axis).measured
 
     def profile_cells(adata: AnnData) -> np.ndarray:
-        counts, var = counts_and_var(adata)
-        on_axis = map_columns(counts, align(var, tokenizer.axis))
-        return log1p_normalise(on_axis, library_size(adata, counts, key=key)).toarray()[:, measured_G]
+        counts, var, depth = counts_var_and_depth(adata, library_size_key=key)
+        return log1p_normalise(map_columns(counts, align(var, tokenizer.axis)), depth).toarray()[:, measured_G]
 
     truth = ShiftTruth.of(profile_cells(case.control), profile_cells(case.perturbed))
     condition = case.contexts.obs["condition"].astype(str).to_numpy()
@@ -305,8 +303,7 @@ def show_perturbation(model: Model, case: Case, out: TextIO, *, seed: int, progr
             shifts[label] = profile_cells(case.contexts[after]).mean(0, dtype=np.float64) - controls[label]
     nearest, nearest_name = baselines.nearest_context(truth.control_G, controls, shifts)
 
-    control_counts, var = counts_and_var(case.control)
-    control_depth = library_size(case.control, control_counts, key=key)
+    control_counts, var, control_depth = counts_var_and_depth(case.control, library_size_key=key)
     predicted = perturb(
         case.control,
         model,
@@ -325,8 +322,7 @@ def show_perturbation(model: Model, case: Case, out: TextIO, *, seed: int, progr
     control_codes = tokenizer.encode(control_counts, alignment, control_depth)
     on_axis = map_columns(control_counts, alignment)
     ratio = residual_ratios(tokenizer, on_axis, measured_G, control_depth, control_codes, types_N)
-    true_counts, true_var = counts_and_var(case.perturbed)
-    true_depth = library_size(case.perturbed, true_counts, key=key)
+    true_counts, true_var, true_depth = counts_var_and_depth(case.perturbed, library_size_key=key)
     true_codes = tokenizer.encode(true_counts, align(true_var, tokenizer.axis), true_depth)
     true_types = np.full(len(true_codes), case.held_out_type, dtype=object)
     _, redrawn = decode_counts(tokenizer, true_codes, true_depth, true_types, ratio, np.random.default_rng(seed))

@@ -6,7 +6,6 @@ rvqa.json                                             format version, token ids,
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,8 +82,8 @@ class Model:
             }
             text = json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True)
             (whole / "rvqa.json").write_text(text + "\n", encoding="utf-8")
-            if path.exists():
-                shutil.rmtree(path)
+            if path.exists():  # set aside, not deleted, until the new one stands in its place
+                path.replace(Path(scratch) / "earlier")
             whole.replace(path)
 
 

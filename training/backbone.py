@@ -90,7 +90,7 @@ def load_backbone(
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(base)
-            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)  # never a pickle
         except (OSError, ValueError) as error:
             raise InputError(f"{base} cannot be opened as a causal language model: {error}") from error
         vocabulary = CellVocabulary.install(tokenizer, levels=levels, entries=entries)

@@ -80,11 +80,10 @@ class Corpus:
         self.file_N = np.repeat(np.arange(len(references)), [each.adata.n_obs for each in references])
         self.labelled = np.flatnonzero(self.label_N != "")
         perturbed = np.flatnonzero((self.label_N != "") & (self.condition_N != ""))
-        with_controls = {int(cell): self._controls(int(cell)) for cell in perturbed}
-        self.perturbed = np.array([cell for cell, controls in with_controls.items() if len(controls)], dtype=np.int64)
-        several = np.isin(self.file_N, self.file_N[self.perturbed]) & (self.label_N != "") & (self.condition_N == "")
-        self.unchanged = np.flatnonzero(several)
-        self.controls = with_controls | {int(cell): self._controls(int(cell)) for cell in self.unchanged}
+        control = np.flatnonzero((self.label_N != "") & (self.condition_N == ""))
+        self._controls = dict(self._groups(control, self.file_N, self.label_N))
+        self.perturbed = np.array([cell for cell in perturbed.tolist() if len(self.partners(cell))], dtype=np.int64)
+        self.unchanged = control[np.isin(self.file_N[control], self.file_N[self.perturbed])]
 
     def _readings(self, reference: Reference, cell_tokenizer: CellTokenizer) -> np.ndarray:
         """Codes uint8 [variants, N, M] of one file: as measured, then at lower depths and on smaller panels."""
@@ -103,9 +102,9 @@ class Corpus:
             readings.append(cell_tokenizer.encode(counts, panel, reference.library_size * keep))
         return np.stack(readings)
 
-    def _controls(self, cell: int) -> np.ndarray:
-        same = (self.file_N == self.file_N[cell]) & (self.label_N == self.label_N[cell])
-        return np.flatnonzero(same & (self.condition_N == ""))
+    def partners(self, cell: int) -> np.ndarray:
+        """Rows of the control cells with the label and the file of a cell."""
+        return self._controls.get((str(self.file_N[cell]), str(self.label_N[cell])), np.array([], dtype=np.int64))
 
     def epoch(self, batch_size: int) -> list[Batch]:
         """Batches of one epoch, each of one task, in random order."""
@@ -113,7 +112,7 @@ class Corpus:
         generated = rng.choice(self.labelled, round(settings.generate_share * len(self.labelled)), replace=False)
         kept = rng.choice(self.unchanged, round(settings.unchanged_share * len(self.unchanged)), replace=False)
         targets = np.concatenate([np.repeat(self.perturbed, settings.perturb_repeats), kept])
-        controls = np.array([rng.choice(self.controls[int(cell)]) for cell in targets], dtype=np.int64)
+        controls = np.array([rng.choice(self.partners(cell)) for cell in targets.tolist()], dtype=np.int64)
         annotate, generate, perturb = [], [], []
         for (label,), rows in self._groups(self.labelled, self.label_N):
             prompt = self.prompts.ids(ANNOTATE.prompt, self._any_reading(rows))

@@ -74,8 +74,7 @@ def read_reference(
     rvqa.errors.InputError
         No raw counts, empty cells, an unknown column, or no cell with the control value.
     """
-    counts = counting.raw_counts(adata, layer=layer)
-    library_size = counting.library_size(adata, counts, key=library_size_key)
+    counts, _, library_size = counting.counts_var_and_depth(adata, layer=layer, library_size_key=library_size_key)
     if (condition is None) != (control is None):
         raise InputError(
             f"condition={condition!r} and control={control!r} go together: name the column and its control value."

@@ -61,7 +61,7 @@ def test_every_labelled_cell_is_annotated_once_an_epoch(corpus, references):
 def test_partners_are_control_cells_of_the_same_label(corpus):
     assert len(corpus.perturbed) > 50
     for cell in corpus.perturbed[:50]:
-        partners = corpus.controls[int(cell)]
+        partners = corpus.partners(cell)
         assert (corpus.condition_N[partners] == "").all()
         assert (corpus.label_N[partners] == corpus.label_N[cell]).all()
 
