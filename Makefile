@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 export DS_BUILD_OPS := 0
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo test notebook lint types wheel clean
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
@@ -17,8 +17,15 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 demo: $(VENV)/installed   ## the whole path on real cells
 	$(VENV)/bin/rvqa demo
 
-test: $(VENV)/installed   ## the core tests
-	$(PY) -m pytest
+test: $(VENV)/installed   ## the core tests, and how much of the package they run
+	$(PY) -m pytest --cov
+
+$(VENV)/docs: $(VENV)/installed
+	$(PIP) -e ".[docs]"
+	@touch $@
+
+notebook: $(VENV)/docs    ## runs the notebook; fails on an error in any cell
+	$(VENV)/bin/jupyter execute docs/notebooks/annotate.ipynb
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

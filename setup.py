@@ -1,17 +1,23 @@
-"""Build of the optional native module `rvqa._native`; everything else is in pyproject.toml.
+"""Build of the optional native modules; everything else is in pyproject.toml.
 
-`RVQA_BUILD` decides: `auto` (default) builds it when a C++ compiler works and installs without it otherwise, `cpu`
-insists on it, `none` skips it. torch is never imported here: the native code sees pointers and sizes only.
+`rvqa._native` is C++ for the CPU, `rvqa._cuda` the sources in csrc/cuda, where this version has any. `RVQA_BUILD`
+decides: `auto` (default) builds what the machine can and installs without the rest, `cpu` insists on the first, `cuda`
+on both, `none` skips both. torch is never imported here: the native code sees pointers and sizes only.
 """
 
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
+from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CompileError
 
-MODES = ("auto", "none", "cpu")
+MODES = ("auto", "none", "cpu", "cuda")
 mode = os.environ.get("RVQA_BUILD", "auto")
 if mode not in MODES:
     sys.exit(f"RVQA_BUILD={mode!r} is not one of {', '.join(MODES)}")
@@ -26,21 +32,43 @@ native = Pybind11Extension(
     extra_compile_args=["-O3", "-ffp-contract=off", "-pthread"],
     extra_link_args=["-pthread"],
 )
-native.optional = mode == "auto"
+extensions = [] if mode == "none" else [native]
+
+named = (os.environ.get("CUDACXX"), os.path.join(os.environ.get("CUDA_HOME", os.sep), "bin", "nvcc"), "nvcc")
+nvcc = next(filter(None, map(shutil.which, filter(None, named))), None)
+kernels = sorted(glob("csrc/cuda/*.cu"))
+if mode == "cuda" and not kernels:
+    sys.exit("RVQA_BUILD=cuda: this version of rvqa has no CUDA sources (csrc/cuda/*.cu); use RVQA_BUILD=cpu")
+if mode == "cuda" and nvcc is None:
+    sys.exit("RVQA_BUILD=cuda: no nvcc was found; set CUDACXX or CUDA_HOME, or put it on PATH")
+if mode in ("auto", "cuda") and kernels and nvcc:
+    extensions.append(Pybind11Extension("rvqa._cuda", kernels, include_dirs=["csrc"], cxx_std=17))
+for extension in extensions:
+    extension.optional = mode == "auto"
 
 
 class BuildNative(build_ext):
-    """Reports a failed optional build in one line instead of stopping the installation."""
+    """Compiles .cu sources with nvcc, and reports a failed optional build in one line instead of stopping."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         """Build one extension; in mode `auto` a failure leaves the package without it."""
         try:
-            super().build_extension(ext)
-        except (BaseError, OSError) as error:
+            super().build_extension(ext) if ext is native else self.build_cuda(ext)
+        except (BaseError, CompileError, OSError) as error:
             if not ext.optional:
                 raise
-            print(f"rvqa: native module not built ({error}); the reference backend will be used", file=sys.stderr)
+            print(f"rvqa: {ext.name} not built ({error}); another backend will be used", file=sys.stderr)
+
+    def build_cuda(self, ext: Pybind11Extension) -> None:
+        """Compile and link with one call of nvcc; like the CPU code without fused operations."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["-O3", "-std=c++17", "-fmad=false", "-arch=all-major", "-shared"]
+        includes = [f"-I{folder}" for folder in [*ext.include_dirs, sysconfig.get_path("include")]]
+        host = "-Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"
+        if subprocess.run([nvcc, *flags, host, *includes, *ext.sources, "-o", target], check=False).returncode:
+            raise CompileError("nvcc failed; what it said is above")
 
 
 ParallelCompile("RVQA_BUILD_JOBS").install()
-setup(ext_modules=[] if mode == "none" else [native], cmdclass={"build_ext": BuildNative})
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildNative})

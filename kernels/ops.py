@@ -272,8 +272,8 @@ def _decode(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
     if bool(wrong_NM.any()):
         row, level = torch.nonzero(wrong_NM)[0].tolist()
         raise InputError(
-            f"{int(wrong_NM.sum())} codes are not below K={K}; the first is {int(codes_NM[row, level])} in row {row} "
-            f"at level {level}. Were they made with other codebooks?"
+            f"{int(wrong_NM.sum()):,} codes are not below K={K}; the first is {int(codes_NM[row, level])} in row {row} "
+            f"at level {level}. Were they made with another model? Encode the cells again."
         )
     return registry.dispatch("decode", codes.device)(codes_NM, codebooks.detach(), levels)
 

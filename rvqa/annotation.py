@@ -16,7 +16,7 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from rvqa.codes import cell_codes, record, write_codes
+from rvqa.codes import cell_codes, copy_of, record, write_codes
 from rvqa.errors import InputError
 from rvqa.model import Model
 from rvqa.obs import require_known
@@ -57,7 +57,7 @@ def annotate(
     -------
     AnnData or None
         With `copy`, the new object; else None and `adata` gains what `rvqa.encode` writes and
-        `obs["rvqa_cell_type"]`, categorical over the labels;
+        `obs["rvqa_cell_type"]`, categorical over the labels that occur;
         `obs["rvqa_confidence"]`, float32: probability of that label among the set;
         `obs["rvqa_alternative"]`, categorical: the second likeliest label (absent with one label);
         `obs["rvqa_ontology_id"]`, categorical: Cell Ontology id of the label, "" where the model knows none;
@@ -78,26 +78,31 @@ def annotate(
         raise InputError(
             f"labels has {len(chosen)} entries, {len(set(chosen))} of them different; give each label once."
         )
-    require_known("label", chosen, model.card.labels)
+    require_known("label of this model", chosen, model.card.labels)
     codes_NM, alignment = cell_codes(
         adata, model.cell_tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
     )
     probability_NC = label_probabilities(model, codes_NM, chosen, progress=progress)
 
-    target = adata.copy() if copy else adata
+    target = copy_of(adata) if copy else adata
     write_codes(target, model.cell_tokenizer, codes_NM, key_added)
     order_NC = np.argsort(-probability_NC, axis=1, kind="stable")
     names = np.array(chosen, dtype=object)
     terms = np.array([model.card.ontology_ids.get(label, "") for label in chosen], dtype=object)
     best_N = order_NC[:, 0]
-    target.obs[f"{key_added}_cell_type"] = pd.Categorical(names[best_N], categories=chosen)
+    target.obs[f"{key_added}_cell_type"] = _used(names[best_N], chosen)
     target.obs[f"{key_added}_confidence"] = probability_NC[np.arange(len(best_N)), best_N]
     if len(chosen) > 1:
-        target.obs[f"{key_added}_alternative"] = pd.Categorical(names[order_NC[:, 1]], categories=chosen)
+        target.obs[f"{key_added}_alternative"] = _used(names[order_NC[:, 1]], chosen)
     target.obs[f"{key_added}_ontology_id"] = pd.Categorical(terms[best_N])
     target.obsm[f"{key_added}_probabilities"] = probability_NC
     record(target, key_added, {"coverage": alignment.report(), "model": model.source, "labels": chosen})
     return target if copy else None
+
+
+def _used(labels_N: np.ndarray, chosen: list[str]) -> pd.Categorical:
+    """Categorical over the labels that occur, in the given order: scanpy's plots fail on categories without cells."""
+    return pd.Categorical(labels_N, categories=chosen).remove_unused_categories()
 
 
 @torch.inference_mode()

@@ -1,14 +1,20 @@
-"""Command line: every command a thin call of the library. Exit codes: 0 fine, 2 wrong use or input, 1 failure."""
+"""Command line: every command a thin call of the library.
+
+Exit codes: 0 fine; 2 wrong use or input, also no permission or a full disk; 1 stopped (Ctrl-C), or a fault of rvqa.
+"""
 
 import json
+import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, TextIO
+from types import FrameType
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from rvqa.errors import InputError
+from rvqa.errors import InputError, about
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +31,9 @@ LibrarySize = Annotated[str | None, typer.Option(help="obs column with every cel
 Recover = Annotated[bool, typer.Option("--recover", help="Turn log1p values back into counts, if they prove them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+ReportOut = Annotated[
+    Path | None, typer.Option("--report", help="Page of figures and tables to write as well (.html).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -37,9 +46,10 @@ def fit(
     control: Annotated[str | None, typer.Option(help="Value of --condition for control cells.")] = None,
     base: Annotated[str | None, typer.Option(help="Pretrained causal language model to continue from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the language model; default in docs.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    recover: Recover = False,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,6 +67,7 @@ def fit(
         control=control,
         layer=layer,
         library_size_key=library_size_key,
+        recover=recover,
         base=base,
         settings=settings_for(seed, steps=steps),
         progress=not quiet,
@@ -79,10 +90,13 @@ def encode(
     import rvqa
     from rvqa.files import read_h5ad, require_writable, write_h5ad
 
-    require_writable(output, force=force)
+    require_writable(output, force=force, inputs=[cells])
     adata = read_h5ad(cells)
-    rvqa.encode(adata, rvqa.load(model), layer=layer, library_size_key=library_size_key, recover=recover)
+    loaded = rvqa.load(model)
+    with about(cells):
+        rvqa.encode(adata, loaded, layer=layer, library_size_key=library_size_key, recover=recover)
     write_h5ad(adata, output, force=force)
+    _print_coverage(adata)
     print(f"{output}: codes of {adata.n_obs:,} cells")
 
 
@@ -101,13 +115,16 @@ def decode(
     import rvqa
     from rvqa.files import read_h5ad, require_writable, write_h5ad
 
-    require_writable(output, force=force)
+    require_writable(output, force=force, inputs=[cells])
     adata = read_h5ad(cells)
     if "rvqa_codes" not in adata.obsm:
-        raise InputError(f"{cells} has no obsm['rvqa_codes']. Make them: rvqa encode {cells} -m {model} -o OUT.h5ad")
+        raise InputError(
+            f"{cells} has no codes (obsm['rvqa_codes']). Make them with `rvqa encode`, and give its output."
+        )
     loaded = rvqa.load(model)
     names = [name.strip() for name in genes.split(",")] if genes else list(loaded.cell_tokenizer.axis.symbols)
-    expression = rvqa.decode(adata.obsm["rvqa_codes"], loaded, genes=names)
+    with about(cells):
+        expression = rvqa.decode(adata.obsm["rvqa_codes"], loaded, genes=names)
     decoded = AnnData(X=expression, obs=adata.obs, var=pd.DataFrame(index=names))
     decoded.uns["rvqa"] = {"version": rvqa.__version__, "model": loaded.source, "X": "expected counts per 10,000"}
     write_h5ad(decoded, output, force=force)
@@ -122,6 +139,8 @@ def annotate(
     labels: Annotated[
         str | None, typer.Option(help="Labels to choose from, separated by commas; default: all.")
     ] = None,
+    report: ReportOut = None,
+    truth: Annotated[str | None, typer.Option(help="obs column of known types that the report compares with.")] = None,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
     recover: Recover = False,
@@ -131,24 +150,37 @@ def annotate(
     """Annotate cells with cell types: adds obs rvqa_cell_type and rvqa_confidence, and the codes."""
     import rvqa
     from rvqa.files import read_h5ad, require_writable, write_h5ad
+    from rvqa.obs import labels_of
 
-    require_writable(output, force=force)
+    require_writable(output, force=force, inputs=[cells])
+    if report is not None:
+        require_writable(report, force=force, suffix=".html")
+    elif truth is not None:
+        raise InputError("--truth compares in the report, and there is none. Add --report FILE.html.")
     adata = read_h5ad(cells)
-    rvqa.annotate(
-        adata,
-        rvqa.load(model),
-        labels=[label.strip() for label in labels.split(",")] if labels else None,
-        layer=layer,
-        library_size_key=library_size_key,
-        recover=recover,
-        progress=not quiet,
-    )
+    if truth is not None:
+        labels_of(adata, truth)
+    loaded = rvqa.load(model)
+    with about(cells):
+        rvqa.annotate(
+            adata,
+            loaded,
+            labels=[label.strip() for label in labels.split(",")] if labels else None,
+            layer=layer,
+            library_size_key=library_size_key,
+            recover=recover,
+            progress=not quiet,
+        )
     write_h5ad(adata, output, force=force)
+    _print_coverage(adata)
+    if report is not None:
+        from rvqa.report import annotation_report, command_line
+
+        title = f"Cell types of {cells.name}"
+        annotation_report(adata, report, title=title, truth=truth, command=command_line(), force=force)
     for name, count in adata.obs["rvqa_cell_type"].value_counts().items():
         confidence = adata.obs["rvqa_confidence"][adata.obs["rvqa_cell_type"] == name].median()
-        print(
-            f"{name:30s} {count:8,d} cells  median confidence {confidence:.2f}" if count else f"{name:30s} {0:8d} cells"
-        )
+        print(f"{name:30s} {count:8,d} cells  median confidence {confidence:.2f}")
 
 
 @app.command()
@@ -161,7 +193,8 @@ def perturb(
     control_key: Annotated[str | None, typer.Option(help="obs column with conditions.")] = None,
     control_value: Annotated[str | None, typer.Option(help="Its value for control cells.")] = None,
     n_samples: Annotated[int, typer.Option(help="Predicted cells for each control cell.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+    report: ReportOut = None,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
     recover: Recover = False,
@@ -172,22 +205,37 @@ def perturb(
     import rvqa
     from rvqa.files import read_h5ad, require_writable, write_h5ad
 
-    require_writable(output, force=force)
-    predicted = rvqa.perturb(
-        read_h5ad(cells),
-        rvqa.load(model),
-        perturbation=perturbation,
-        cell_type_key=cell_type_key,
-        control_key=control_key,
-        control_value=control_value,
-        n_samples=n_samples,
-        seed=seed,
-        layer=layer,
-        library_size_key=library_size_key,
-        recover=recover,
-        progress=not quiet,
-    )
+    require_writable(output, force=force, inputs=[cells])
+    if report is not None:
+        require_writable(report, force=force, suffix=".html")
+    adata, loaded = read_h5ad(cells), rvqa.load(model)
+    columns: dict[str, Any] = {
+        "cell_type_key": cell_type_key,
+        "control_key": control_key,
+        "control_value": control_value,
+    }
+    reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
+    with about(cells):
+        predicted = rvqa.perturb(
+            adata,
+            loaded,
+            perturbation=perturbation,
+            n_samples=n_samples,
+            seed=seed,
+            progress=not quiet,
+            **columns,
+            **reading,
+        )
     write_h5ad(predicted, output, force=force)
+    _print_coverage(predicted)
+    if report is not None:
+        from rvqa.report import command_line, perturbation_report
+
+        title = f"{perturbation} on cells of {cells.name}"
+        command = command_line()
+        perturbation_report(
+            adata, predicted, loaded, report, title=title, command=command, force=force, **columns, **reading
+        )
     print(f"{output}: {predicted.n_obs:,} predicted cells x {predicted.n_vars:,} genes under {perturbation}")
 
 
@@ -196,7 +244,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")] = Path(
         "demo-output/model"
     ),
-    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers.", min=0)] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -210,11 +258,13 @@ def demo(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, and which kernels are live or why not."""
+    """Versions, kernels that are live or why not, machine, data folders; exit code 1 if rvqa cannot be used."""
     from rvqa.doctor import report, text
 
     facts = report()
     print(json.dumps(facts) if as_json else text(facts))
+    if facts["problems"]:
+        sys.exit(1)
 
 
 def _one_line(
@@ -230,11 +280,45 @@ def _one_line(
     print(f"rvqa: warning{kind}: {message}", file=sys.stderr)
 
 
+def _print_coverage(adata: Any) -> None:
+    """Print one line on how the genes of a file met those of the model."""
+    from rvqa.genes import coverage_sentence
+
+    print(f"genes: {coverage_sentence(adata.uns['rvqa']['coverage'])}")
+
+
+class _Stopped(BaseException):
+    """Ctrl-C, or a request to end; not the interrupt that click answers itself."""
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def _written() -> str:
+    """Say which outputs stand complete, where the module that writes them was needed at all."""
+    files = sys.modules.get("rvqa.files")
+    outputs = ", ".join(str(path) for path in files.written) if files else ""
+    return f"{outputs} was complete by then." if outputs else "nothing was written."
+
+
 def main() -> None:
     """Run the command line; input errors become one sentence and exit code 2."""
     warnings.showwarning = _one_line
+    earlier = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
     except InputError as error:
         print(f"rvqa: {error}", file=sys.stderr)
         sys.exit(2)
+    except _Stopped:
+        bar = "\n" if sys.stderr.isatty() else ""  # a progress bar stands on the line
+        print(f"{bar}rvqa: Stopped; {_written()}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        print("rvqa: This is a fault of rvqa. Please report it to its authors with the lines above.", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        for each, handler in earlier.items():
+            signal.signal(each, handler)

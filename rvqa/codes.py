@@ -3,14 +3,17 @@
 N cells, M levels (8), D latent width, G genes of the model's axis.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from anndata import AnnData
 
 import rvqa
 from rvqa import counts as counting
-from rvqa.genes import GeneAlignment, align
+from rvqa.errors import InputError
+from rvqa.genes import GeneAlignment, align, refuse_transposed
 from rvqa.model import Model
 from rvqa.tokenizer import CellTokenizer
 
@@ -66,7 +69,7 @@ def encode(
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
     codes_NM, alignment = cell_codes(adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover)
-    target = adata.copy() if copy else adata
+    target = copy_of(adata) if copy else adata
     write_codes(target, tokenizer, codes_NM, key_added)
     record(target, key_added, {"coverage": alignment.report(), "model": getattr(model, "source", "")})
     return target if copy else None
@@ -104,10 +107,18 @@ def decode(
     Raises
     ------
     rvqa.errors.InputError
-        Codes of the wrong shape, dtype or range, an unknown gene, or too many levels.
+        Codes of the wrong shape, dtype or range, an unknown gene, too many levels, or a target that is no number > 0.
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
-    return tokenizer.decode(np.asarray(codes), genes=genes, levels=levels, target_sum=target_sum)
+    if levels is not None and not isinstance(levels, int | np.integer):
+        raise InputError(f"levels is {levels!r}; expected a whole number.")
+    if not 0 < target_sum <= 2**53:
+        raise InputError(f"target_sum is {target_sum}; expected a number of counts above 0, such as 1e4.")
+    try:
+        array = np.array(codes, order="C")  # PyTorch takes no read-only array and no reversed one
+    except ValueError as error:
+        raise InputError(f"codes are not an array ({error}); expected uint8 [cells, levels].") from error
+    return tokenizer.decode(array, genes=genes, levels=levels, target_sum=target_sum)
 
 
 def cell_codes(
@@ -119,11 +130,29 @@ def cell_codes(
     recover: bool = False,
 ) -> tuple[np.ndarray, GeneAlignment]:
     """Codes uint8 [N, M] of the cells of a file, and how its genes met the axis."""
-    counts, var, library_size = counting.counts_var_and_depth(
-        adata, layer=layer, library_size_key=library_size_key, recover=recover
+    counts, alignment, library_size = read_cells(
+        adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
     )
-    alignment = align(var, tokenizer.axis)
     return tokenizer.encode(counts, alignment, library_size), alignment
+
+
+def read_cells(
+    adata: AnnData, tokenizer: CellTokenizer, *, layer: str | None, library_size_key: str | None, recover: bool
+) -> tuple[sp.csr_matrix, GeneAlignment, np.ndarray]:
+    """Counts of a file, how its genes meet the axis, and library sizes; of a transposed file, refuse just that."""
+    try:
+        counts, var, library_size = counting.counts_var_and_depth(
+            adata, layer=layer, library_size_key=library_size_key, recover=recover
+        )
+        return counts, align(var, tokenizer.axis), library_size
+    except InputError:
+        refuse_transposed(adata, tokenizer.axis)
+        raise
+
+
+def copy_of(adata: AnnData) -> AnnData:
+    """Copy an AnnData; a backed one into memory."""
+    return adata.to_memory() if adata.isbacked else adata.copy()
 
 
 def write_codes(adata: AnnData, tokenizer: CellTokenizer, codes_NM: np.ndarray, key_added: str) -> None:
@@ -133,5 +162,7 @@ def write_codes(adata: AnnData, tokenizer: CellTokenizer, codes_NM: np.ndarray, 
 
 
 def record(adata: AnnData, key_added: str, facts: dict[str, Any]) -> None:
-    """Add facts to `uns[key_added]`, which says where results come from."""
-    adata.uns[key_added] = {**adata.uns.get(key_added, {}), "version": rvqa.__version__, **facts}
+    """Add facts to `uns[key_added]`, which says where results come from; in place of what is no mapping."""
+    earlier = adata.uns.get(key_added)
+    kept = earlier if isinstance(earlier, Mapping) else {}
+    adata.uns[key_added] = {**kept, "version": rvqa.__version__, **facts}

@@ -25,11 +25,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from rvqa.errors import InputError
+from rvqa.obs import cell_names, nearest, quoted, total_counts
 from rvqa.recovery import common_total, recover_counts, whole_multiples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import pandas as pd
     from anndata import AnnData
 
@@ -122,7 +121,8 @@ def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool) 
     matrix = canonical_csr(matrix) if sp.issparse(matrix) else matrix
     facts = inspect_matrix(matrix)
     if facts.kind is not MatrixKind.COUNTS and not (recover and facts.kind is MatrixKind.LOG1P):
-        raise InputError(f"{_what_was_seen(name, facts)} {_next_step(adata, name, facts.kind)}")
+        seen = f"{_what_was_seen(name, facts)}{_first_place(adata, var, matrix, facts)}"
+        raise InputError(f"{seen} {_next_step(adata, name, facts.kind)}")
     csr = canonical_csr(matrix)
     if facts.kind is MatrixKind.COUNTS:
         return csr.astype(np.float32 if csr.dtype.kind == "f" else csr.dtype, copy=False), var, None
@@ -134,12 +134,11 @@ def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool) 
 def canonical_csr(matrix: Any) -> sp.csr_matrix:
     """Bring any 2-D matrix to CSR with sorted indices, no duplicates and no stored zeros, without changing it.
 
-    Shares memory with a CSR input that already has this form. Indices are int32 where they fit, else int64; integers
-    are int64 where duplicates had to be added up, else as stored.
+    Shares memory with a CSR input that already has this form and may be written to. Indices are int32 where they fit,
+    else int64; integers are int64 where duplicates had to be added up, else as stored. A sparse matrix whose parts
+    contradict each other is an `InputError`.
     """
-    shared = sp.issparse(matrix) and matrix.format == "csr"
-    csr = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr) if shared else matrix, shape=matrix.shape)
-    csr.prune()
+    csr = sp.csr_matrix(_checked(matrix) if sp.issparse(matrix) and matrix.format in ("csr", "csc") else matrix)
     if csr.has_canonical_format and np.count_nonzero(csr.data) == csr.nnz:
         return csr
     tidy = csr.astype(np.int64 if csr.dtype.kind in "iu" else csr.dtype)  # a copy, in which sums do not wrap around
@@ -218,27 +217,12 @@ def library_size(adata: AnnData, counts: sp.csr_matrix, *, key: str | None = Non
         raise InputError(f"{seen}: pass the counts of this AnnData.")
     if (empty := empty_cells(counts)).size:
         raise InputError(
-            f"{empty.size:,} of {n_cells:,} cells have no counts in any stored gene ({_names(adata, empty)}). "
+            f"{empty.size:,} of {n_cells:,} cells have no counts in any stored gene ({cell_names(adata, empty)}). "
             "Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
         )
     # A float64 vector makes scipy accumulate in float64: exact for counts.
     stored = np.asarray(counts @ np.ones(counts.shape[1], dtype=np.float64))
-    if key is None:
-        return stored
-    if key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
-        seen = f"holds {adata.obs[key].dtype}, not numbers" if key in adata.obs else "does not exist"
-        raise InputError(f"obs[{key!r}] {seen}: name a column of total counts; there are {_quoted(adata.obs)}.")
-    total = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
-    advice = "Pass total counts over all sequenced genes, not a logarithm, a size factor or a number of genes."
-    if (bad := np.flatnonzero(~(np.isfinite(total) & (total > 0)))).size:
-        where = f"{bad.size:,} of {n_cells:,} cells ({_names(adata, bad)})"
-        raise InputError(f"obs[{key!r}] is not finite and positive in {where}. {advice}")
-    if (bad := np.flatnonzero(total < stored * (1 - 1e-6))).size:
-        raise InputError(
-            f"obs[{key!r}] is below the sum of the stored counts in {bad.size:,} of {n_cells:,} cells "
-            f"({_names(adata, bad)}; {total[bad[0]]:g} against {stored[bad[0]]:g} in the first). {advice}"
-        )
-    return total
+    return stored if key is None else total_counts(adata, key, stored)
 
 
 def log1p_normalise(
@@ -284,9 +268,23 @@ def _select(adata: AnnData, layer: str | None) -> tuple[str, Any, pd.DataFrame]:
         return f"layers[{layer!r}]", adata.layers[layer], adata.var
     if layer == "raw" and adata.raw is not None:
         return "raw.X", adata.raw.X, adata.raw.var
-    layers = f"the layers {_quoted(adata.layers)}" if len(adata.layers) else "no layers"
+    layers = f"the layers {quoted(adata.layers)}" if len(adata.layers) else "no layers"
     raw = "no .raw" if adata.raw is None else ".raw (layer='raw')"
-    raise InputError(f"There is no layer {layer!r}: the AnnData has {layers} and {raw}. Leave layer out to use X.")
+    advice = f"Leave layer out to use X.{' ' + nearest(layer, adata.layers) if len(adata.layers) else ''}"
+    raise InputError(f"There is no layer {layer!r}: the AnnData has {layers} and {raw}. {advice}")
+
+
+def _checked(matrix: Any) -> Any:
+    """Put the arrays of a CSR or CSC matrix into a new one, without a tail; compiled code will trust their indices."""
+    stored = (matrix.data, matrix.indices, matrix.indptr)
+    # PyTorch takes no read-only array and no reversed one.
+    parts = (part if part.flags.writeable and part.flags.c_contiguous else part.copy() for part in stored)
+    try:
+        own = (sp.csr_matrix if matrix.format == "csr" else sp.csc_matrix)(tuple(parts), shape=matrix.shape)
+        own.check_format(full_check=True)
+    except ValueError as error:
+        raise InputError(f"A sparse matrix of the file is broken ({error}): write the file anew.") from error
+    return own
 
 
 def _in_memory(matrix: Any) -> Any:
@@ -296,6 +294,8 @@ def _in_memory(matrix: Any) -> Any:
         matrix = matrix.compute()
     if sp.issparse(matrix):
         return matrix
+    if np.ma.is_masked(matrix) and matrix.dtype.kind in "iuf":
+        matrix = matrix.astype(np.float64).filled(np.nan)
     matrix = np.asarray(matrix)  # scipy knows neither foreign byte order nor half precision
     return matrix.astype(np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("="), copy=False)
 
@@ -366,20 +366,43 @@ def _what_was_seen(name: str, facts: MatrixFacts) -> str:
     return f"{name} looks {facts.kind.value} ({numbers}; {why})."
 
 
+def _first_place(adata: AnnData, var: pd.DataFrame, matrix: Any, facts: MatrixFacts) -> str:
+    """Name the cell and the gene of the first value that is wrong, in a sentence; "" where most are."""
+    few = max(10, facts.n_nonzero // 1000)
+    if facts.n_nonfinite:
+        wrong: Any = lambda values: ~np.isfinite(values)  # noqa: E731
+    elif 0 < facts.n_negative <= few:
+        wrong = lambda values: values < 0  # noqa: E731
+    elif 0 < facts.n_nonzero - facts.n_integer <= few:
+        wrong = lambda values: values != np.rint(values)  # noqa: E731
+    else:
+        return ""
+    if sp.issparse(matrix):
+        at = int(np.flatnonzero(wrong(matrix.data))[0])
+        cell, gene = int(np.searchsorted(matrix.indptr, at, side="right")) - 1, int(matrix.indices[at])
+    else:
+        cell, gene = (int(i[0]) for i in np.nonzero(wrong(np.asarray(matrix))))
+    return (
+        f" The first is {matrix[cell, gene]:.4g} in cell {str(adata.obs_names[cell])!r}, gene {str(var.index[gene])!r}."
+    )
+
+
 def _next_step(adata: AnnData, refused: str, kind: MatrixKind) -> str:
     if 0 in adata.shape:
         return "Check what filtered or sliced it."
     places: dict[str, tuple[Any, str]] = {"X": (adata.X, "leave layer out")}
-    places |= {f"layers[{key!r}]": (adata.layers[key], f"pass layer={key!r}") for key in adata.layers}
+    places |= {f"layers[{key!r}]": (adata.layers[key], f"pass layer={key!r} (--layer)") for key in adata.layers}
     if adata.raw is not None and "raw" not in adata.layers:
-        places["raw.X"] = (adata.raw.X, "pass layer='raw'")
+        places["raw.X"] = (adata.raw.X, "pass layer='raw' (--layer)")
     places.pop(refused, None)
     recover = " Or have them recovered: recover=True, or --recover." if kind is MatrixKind.LOG1P else ""
     for name, (matrix, advice) in places.items():
         # A sample of rows is enough for advice: following it checks every value.
-        kind = MatrixKind.EMPTY if matrix is None else classify(matrix[_sampled_rows(matrix)])
+        kind = MatrixKind.EMPTY
+        if len(getattr(matrix, "shape", ())) == 2:
+            kind = classify(matrix[_sampled_rows(matrix)])
         if kind is MatrixKind.COUNTS:
-            return f"adata.{name} looks like raw counts: {advice}."
+            return f"But {name} looks like raw counts: {advice}."
         if kind is MatrixKind.LOG1P and not recover:
             recover = f" Or have them recovered from adata.{name}: {advice} and recover=True, or --recover."
     others = f" ({', '.join(places)} looked no better)" if places else ""
@@ -388,12 +411,3 @@ def _next_step(adata: AnnData, refused: str, kind: MatrixKind) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _names(adata: AnnData, cells: np.ndarray) -> str:
-    return ("first: " if cells.size > 3 else "") + _quoted(adata.obs_names[cells[:3]])
-
-
-def _quoted(names: Iterable[Any]) -> str:
-    quoted = [repr(str(name)) for name in names]
-    return ", ".join(quoted[:20]) + ", ..." * (len(quoted) > 20)

@@ -25,11 +25,16 @@ from rvqa.counts import counts_var_and_depth, log1p_normalise
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
 from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
+from rvqa.evaluation.profiles import log1p_on_axis, shared_log1p
+from rvqa.evaluation.simulation import simulate_response
 from rvqa.files import read_h5ad
-from rvqa.genes import CoverageWarning, GeneAxis, align, map_columns
+from rvqa.genes import CoverageWarning, align, map_columns
 from rvqa.model import Model, quiet_transformers, require_new_directory
 from rvqa.perturbation import decode_counts, perturb, residual_ratios
 from rvqa.recovery import recover_counts
+from rvqa.report import Report, command_line, is_report
+from rvqa.report.annotation import add_annotation
+from rvqa.report.perturbation import Shift, add_perturbation
 
 HELD_OUT_DONORS = ("1244", "1256")
 HELD_OUT_TYPE = "B"
@@ -76,6 +81,9 @@ def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | Non
 
     out = out or sys.stdout
     require_new_directory(output, force=True)
+    page = output.parent / "report.html"
+    if page.exists() and not is_report(page):
+        raise InputError(f"{page} exists and is no report of rvqa. Move it, or choose an output in another folder.")
     warnings.simplefilter("once", CoverageWarning)
     started = time.perf_counter()
     folder = data_folder()
@@ -95,8 +103,10 @@ def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | Non
     results: dict[str, Any] = {"case": case.title, "seed": seed, "fit_seconds": time.perf_counter() - started}
     results["tokens"] = show_tokens(model, case, out)
     results["perplexity"] = show_perplexity(model, case, out)
-    results["annotation"] = show_annotation(model, case, out, progress=progress)
-    results["perturbation"] = show_perturbation(model, case, out, seed=seed, progress=progress)
+    report = new_report(model, case, output)
+    results["annotation"] = show_annotation(model, case, out, report, progress=progress)
+    results["perturbation"] = show_perturbation(model, case, out, report, seed=seed, progress=progress)
+    report.write(page, force=True)
     results["opened_by_transformers"] = show_reopened(output, out)
     results["seconds"] = time.perf_counter() - started
     print(f"\n{results['seconds']:.0f} s in all, {results['fit_seconds']:.0f} s of them to fit the model.", file=out)
@@ -172,7 +182,7 @@ def shipped_case(seed: int) -> Case:
     adata.obs["depth"] = depth
     rng = np.random.default_rng(seed)
     treated = rng.random(adata.n_obs) < 0.5
-    adata = simulate_response(adata, treated, rng)
+    adata = simulate_response(adata, treated, rng, name=SIMULATED)
     held_out = rng.random(adata.n_obs) < 0.2
     of_type = (adata.obs["label"] == "CD19+ B").to_numpy()
     reference = adata[~held_out & ~(of_type & treated)].copy()
@@ -188,30 +198,6 @@ def shipped_case(seed: int) -> Case:
         perturbation=SIMULATED,
         library_size_key="depth",
     )
-
-
-def simulate_response(adata: AnnData, treated: np.ndarray, rng: np.random.Generator) -> AnnData:
-    """Make up a response of treated cells: 40 genes up 2-8 fold, 20 down as much, a little different in each type."""
-    counts = sp.csr_matrix(adata.X, dtype=np.float64)
-    n_genes = counts.shape[1]
-    fold_G = np.zeros(n_genes)
-    chosen = rng.choice(np.flatnonzero(counts.getnnz(0) >= 20), 60, replace=False)
-    fold_G[chosen] = rng.uniform(1, 3, 60) * np.where(np.arange(60) < 40, 1, -1)
-    dense_NG = counts.toarray()
-    depth = adata.obs["depth"].to_numpy().copy()
-    for label in sorted(set(adata.obs["label"])):
-        inside = (adata.obs["label"] == label).to_numpy()
-        share_G = (dense_NG[inside].sum(0) + 0.05) / depth[inside].sum()
-        rows = np.flatnonzero(inside & treated)
-        factor_G = 2.0 ** (fold_G * rng.normal(1.0, 0.2, n_genes))
-        up_G, down_G = np.maximum(factor_G - 1.0, 0.0), np.minimum(factor_G, 1.0)
-        kept = rng.binomial(dense_NG[rows].astype(np.int64), down_G)
-        dense_NG[rows] = kept + rng.poisson(share_G * up_G * depth[rows, None])
-    changed = adata.copy()
-    changed.obs["depth"] = depth + dense_NG.sum(1) - np.asarray(counts.sum(1)).ravel()
-    changed.X = sp.csr_matrix(dense_NG, dtype=np.float32)
-    changed.obs["condition"] = np.where(treated, SIMULATED, "control")
-    return changed
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------
@@ -243,7 +229,15 @@ def show_perplexity(model: Model, case: Case, out: TextIO) -> dict[str, list[flo
     return rows
 
 
-def show_annotation(model: Model, case: Case, out: TextIO, *, progress: bool) -> dict[str, Any]:
+def new_report(model: Model, case: Case, output: Path) -> Report:
+    """Page that `show_annotation` and `show_perturbation` fill; written beside the model."""
+    sizes = f"{sum(each.n_obs for each in case.references):,} cells of {', '.join(case.names)}"
+    genes = f"{len(model.cell_tokenizer.axis):,}"
+    facts = {"Fitted on": sizes, "Genes of the model": genes, "Model": str(output)}
+    return Report("rvqa demo", lead=case.title, facts=facts, command=command_line())
+
+
+def show_annotation(model: Model, case: Case, out: TextIO, report: Report, *, progress: bool) -> dict[str, Any]:
     """Print accuracy and macro-F1 beside the baselines, all refitted on the genes each test file shares."""
     print("\nCell types of cells never seen (closed set of labels)          accuracy  macro-F1", file=out)
     results = {}
@@ -266,31 +260,19 @@ def show_annotation(model: Model, case: Case, out: TextIO, *, progress: bool) ->
         for method, row in rows.items():
             print(f"    {method:58s} {row['accuracy']:7.3f}   {row['macro_f1']:7.3f}", file=out)
         results[name] = {"cells": known.n_obs, "genes": train_NG.shape[1], "methods": rows}
+        add_annotation(report, known, heading=f"Annotation: {name}", truth="label", methods=rows)
     return results
 
 
-def shared_log1p(
-    references: list[AnnData], test: AnnData, library_size_key: str | None
-) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """log1p of counts per 10,000 over the genes that all references and the test file measure."""
-    axis = GeneAxis.from_adata(test)
-    for reference in references:
-        axis = axis.subset(np.flatnonzero(align(reference, axis).measured))
-    blocks = []
-    for adata in [*references, test]:
-        counts, var, depth = counts_var_and_depth(adata, library_size_key=library_size_key)
-        blocks.append(log1p_normalise(map_columns(counts, align(var, axis)), depth))
-    return sp.vstack(blocks[:-1], format="csr"), blocks[-1]
-
-
-def show_perturbation(model: Model, case: Case, out: TextIO, *, seed: int, progress: bool) -> dict[str, Any]:
+def show_perturbation(
+    model: Model, case: Case, out: TextIO, report: Report, *, seed: int, progress: bool
+) -> dict[str, Any]:
     """Print errors and correlations of predicted profiles of the held-out type beside baselines and ceiling."""
     tokenizer, key = model.cell_tokenizer, case.library_size_key
     measured_G = align(case.control, tokenizer.axis).measured
 
     def profile_cells(adata: AnnData) -> np.ndarray:
-        counts, var, depth = counts_var_and_depth(adata, library_size_key=key)
-        return log1p_normalise(map_columns(counts, align(var, tokenizer.axis)), depth).toarray()[:, measured_G]
+        return log1p_on_axis(adata, tokenizer.axis, library_size_key=key).toarray()[:, measured_G]
 
     truth = ShiftTruth.of(profile_cells(case.control), profile_cells(case.perturbed))
     condition = case.contexts.obs["condition"].astype(str).to_numpy()
@@ -345,6 +327,19 @@ def show_perturbation(model: Model, case: Case, out: TextIO, *, seed: int, progr
     )
     for method, row in rows.items():
         print(f"    {method:56s} {row['mse_top']:8.4f} {row['mse']:8.5f}   {row['pearson_shift']:8.3f}", file=out)
+    genes = [symbol for symbol, used in zip(tokenizer.axis.symbols, measured_G, strict=True) if used]
+    predicted_G = generated.mean(0, dtype=np.float64) - truth.control_G
+    add_perturbation(
+        report,
+        Shift(genes, predicted_G, truth.perturbed_G - truth.control_G, truth.top),
+        {"control": case.control, "predicted": predicted, "measured": case.perturbed},
+        model,
+        heading=f"Perturbation: {case.perturbation} on {case.held_out_type} cells",
+        perturbation=case.perturbation,
+        cell_type_key="label",
+        methods=rows,
+        library_size_key=key,
+    )
     return {"genes": int(measured_G.sum()), "nearest_context": nearest_name, "methods": rows}
 
 

@@ -1,13 +1,39 @@
 """AnnData files in and out: read with a clear word on what is wrong, written whole or not at all."""
 
+import errno
 import os
+import re
 import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import anndata as ad
+import h5py
 from anndata import AnnData
+from anndata._io.specs.registry import IORegistryError
+from safetensors import SafetensorError
 
-from rvqa.errors import InputError
+from rvqa.errors import InputError, InputWarning
+from rvqa.obs import nearest
+
+written: list[Path] = []
+"""Outputs that stand complete under their final names, in this process."""
+
+_REFUSED = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ENOENT: "nothing can be made there",
+    errno.EFBIG: "it would be larger than a file may be here",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "the system does not permit it",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+_ERRNO = re.compile(r"(?:errno = |os error )(\d+)")
+# What anndata and h5py raise where a file is not what they expect; each was seen on damaged files.
+_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, IORegistryError)
 
 
 def read_h5ad(path: str | Path) -> AnnData:
@@ -17,46 +43,160 @@ def read_h5ad(path: str | Path) -> AnnData:
     ------
     InputError
         No such file, another suffix, or a file that anndata cannot read.
+
+    Warns
+    -----
+    InputWarning
+        Cells share a name.
     """
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{file} does not exist or is not a file. Give the path of an .h5ad file.")
+    if os.path.isdir(file):
+        raise InputError(f"{file} is a folder. Give the path of one .h5ad file.")
+    if not os.path.isfile(file):
+        beside = sorted(file.parent.glob("*.h5ad")) if os.path.isdir(file.parent) else []
+        offered = f" {nearest(file.name, [each.name for each in beside])}" if beside else ""
+        raise InputError(f"{file} does not exist or is not a file. Give the path of an .h5ad file.{offered}")
     if file.suffix != ".h5ad":
         raise InputError(f"{file} is not named .h5ad. Write one with adata.write_h5ad(path).")
+    if not os.access(file, os.R_OK):
+        raise InputError(f"{file} may not be read: permission denied. Ask its owner, or copy it.")
+    if not file.stat().st_size:
+        raise InputError(f"{file} is empty (0 bytes). Write, copy or download it again.")
+    if not h5py.is_hdf5(file):
+        raise InputError(f"{file} is not an .h5ad file: it holds no HDF5. Write one with adata.write_h5ad(path).")
     try:
-        return ad.read_h5ad(file)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{file} cannot be read as .h5ad: {error}") from error
+        with h5py.File(file) as opened:
+            if absent := [part for part in ("obs", "var") if part not in opened]:
+                raise InputError(
+                    f"{file} is HDF5, but not of AnnData: it has no {' and no '.join(absent)}. Open it with what wrote "
+                    "it (10x: scanpy.read_10x_h5) and write it with adata.write_h5ad(path)."
+                )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* names are not unique", UserWarning)  # said below, or by the coverage
+            adata = ad.read_h5ad(file)
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", str(error)):
+            there, whole = (f"{int(number):,}" for number in size.groups())
+            raise InputError(f"{file} is cut short: {there} of {whole} bytes. Copy or download it again.") from error
+        raise InputError(f"{file} is damaged, or not of AnnData: {sentence(error)} Copy or write it again.") from error
+    if not adata.obs_names.is_unique:
+        repeated = adata.obs_names[adata.obs_names.duplicated()]
+        message = f"{file}: {len(repeated):,} cells repeat the name of another (e.g. {str(repeated[0])!r})"
+        warnings.warn(f"{message}; every row is taken for a cell of its own.", InputWarning, stacklevel=2)
+    return adata
 
 
-def require_writable(path: str | Path, *, force: bool, suffix: str = ".h5ad") -> Path:
-    """Refuse an output that exists or has no folder, before any work is done.
+def sentence(error: BaseException) -> str:
+    """Return what another library says about an error as one short sentence, without its class names."""
+    text = " ".join(re.sub(r"\b[A-Z]\w*(Error|Exception): ", "", str(error)).split()) or type(error).__name__
+    return f"{text[:119].rstrip()}..." if len(text) > 120 else f"{text.rstrip('.')}."
+
+
+def require_writable(path: str | Path, *, force: bool, suffix: str = ".h5ad", inputs: Sequence[Path] = ()) -> Path:
+    """Refuse an output that cannot or should not be written, before any work is done.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    force
+        Replace one that exists.
+    suffix
+        How its name ends.
+    inputs
+        Files that are read: none of them is ever written over.
 
     Raises
     ------
     InputError
-        The file exists and `force` is not set, its folder is missing, or it has another suffix.
+        The file exists and `force` is not set, it is an input or a folder, its folder is missing or may not be written
+        in, or it has another suffix.
     """
     file = Path(path)
     if file.suffix != suffix:
         raise InputError(f"The output {file} is not named {suffix}. Choose such a name.")
-    if file.exists() and not force:
+    if os.path.isdir(file):
+        raise InputError(f"The output {file} is a folder. Choose the name of a file.")
+    for each in inputs:
+        if os.path.exists(file) and os.path.exists(each) and os.path.samefile(file, each):
+            raise InputError(f"The output {file} is the file to read. Choose another name for the output.")
+    if os.path.exists(file) and not force:
         raise InputError(f"{file} exists. Choose another name, or pass --force to replace it.")
-    if not file.parent.is_dir():
-        raise InputError(f"The folder {file.parent} does not exist. Make it first.")
+    require_folder(file.parent)
     return file
 
 
-def write_h5ad(adata: AnnData, path: str | Path, *, force: bool) -> None:
-    """Write an `.h5ad` file under a temporary name beside it, then rename: no reader ever sees half a file."""
-    file = require_writable(path, force=force)
-    handle, scratch = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=file.suffix, dir=file.parent)
-    os.close(handle)
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that is not there or that nothing can be written in."""
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            raise InputError(f"{folder} is not a folder. Choose another place for the output.")
+        raise InputError(f"The folder {folder} does not exist. Make it first.")
+    with writing(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say in one sentence why the system does not let `target` be written: permission, space, a name too long.
+
+    Raises
+    ------
+    InputError
+        Any other error passes as it is.
+    """
     try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _REFUSED.get(_system_code(error))
+        if reason is None:
+            raise
+        raise InputError(
+            f"{target} cannot be written: {reason}. Choose another place or name for the output."
+        ) from error
+
+
+def _system_code(error: BaseException) -> int:
+    """Return the system's number of an error, also where h5py or safetensors only have it in their text; else 0."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = _ERRNO.search(str(error))
+    return int(found[1]) if found else 0
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Give a temporary path beside a file to write to; it takes the file's name if the block ends well.
+
+    Raises
+    ------
+    InputError
+        No permission, or no space.
+    """
+    with writing(file):
+        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=file.suffix, dir=file.parent)
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            yield scratch
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(scratch, 0o666 & ~mask)  # mkstemp made it private
+            os.replace(scratch, file)
+            written.append(file)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def write_h5ad(adata: AnnData, path: str | Path, *, force: bool) -> None:
+    """Write an `.h5ad` file under a temporary name beside it, then rename: no reader ever sees half a file.
+
+    Raises
+    ------
+    InputError
+        As for `require_writable`; no permission, or no space.
+    """
+    with whole_file(require_writable(path, force=force)) as scratch:
         adata.write_h5ad(scratch, compression="gzip")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(scratch, 0o666 & ~mask)  # mkstemp made it private
-        os.replace(scratch, file)
-    finally:
-        Path(scratch).unlink(missing_ok=True)

@@ -31,14 +31,16 @@ def ensembl(name: str) -> str:
 
 
 def texts(values: Iterable[Any]) -> list[str]:
-    """Return values as stripped text, "" where missing."""
-    stripped = (str(value).strip() for value in values)
+    """Return values as stripped text, "" where missing; bytes, which old writers leave, as the text they stand for."""
+    decoded = (value.decode(errors="replace") if isinstance(value, bytes) else value for value in values)
+    stripped = (str(value).strip() for value in decoded)
     return ["" if text in _MISSING else text for text in stripped]
 
 
 def sources(var: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
     """Ensembl ids and symbols of the file columns: one list for each place they stand in, first choice first."""
-    columns = {str(column).lower(): var[column] for column in reversed(var.columns)}
+    # By place: a table may have a name twice. The first of equal names counts.
+    columns = {str(var.columns[at]).lower(): var.iloc[:, at] for at in reversed(range(var.shape[1]))}
     columns = {name: values for name, values in columns.items() if not pd.api.types.is_numeric_dtype(values.dtype)}
     names = texts(var.index)
     in_ids = [texts(columns[name]) for name in _ID_COLUMNS if name in columns]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -187,23 +187,29 @@ class GeneAlignment:
 
     def summary(self) -> str:
         """Say in one sentence how the file matches the axis."""
-        text = (
-            f"{self.n_measured:,} of the model's {self.n_axis:,} genes ({100 * self.coverage:.1f} %) are measured; "
-            f"of the file's {self.n_file:,} genes {self.n_by_ensembl:,} were matched by Ensembl id, "
-            f"{self.n_by_symbol:,} by symbol"
-        )
-        if self.n_by_alias:
-            text += f", {self.n_by_alias:,} by a previous symbol or alias"
-        if self.n_duplicates:
-            text += f" ({self.n_duplicates:,} repeat another and are added to it)"
-        n_unmatched = self.n_file - self.n_by_ensembl - self.n_by_symbol - self.n_by_alias
-        return f"{text}, {n_unmatched:,} not" + (f" (e.g. {_examples(self.unmatched)})." if n_unmatched else ".")
+        return coverage_sentence(self.report())
 
     def report(self) -> dict[str, Any]:
         """Return the figures as a dict that JSON can hold."""
         by = ("n_by_ensembl", "n_by_symbol", "n_by_alias")
         figures = ("n_file", "n_axis", "n_measured", "coverage", *by, "n_duplicates")
         return {name: getattr(self, name) for name in figures} | {"unmatched_examples": list(self.unmatched)}
+
+
+def coverage_sentence(report: Mapping[str, Any]) -> str:
+    """Say in one sentence what `GeneAlignment.report` holds, which results keep as `uns["rvqa"]["coverage"]`."""
+    text = (
+        f"{report['n_measured']:,} of the model's {report['n_axis']:,} genes ({100 * report['coverage']:.1f} %) are "
+        f"measured; of the file's {report['n_file']:,} genes {report['n_by_ensembl']:,} were matched by Ensembl id, "
+        f"{report['n_by_symbol']:,} by symbol"
+    )
+    if report["n_by_alias"]:
+        text += f", {report['n_by_alias']:,} by a previous symbol or alias"
+    if report["n_duplicates"]:
+        text += f" ({report['n_duplicates']:,} repeat another and are added to it)"
+    n_unmatched = report["n_file"] - sum(report[f"n_by_{how}"] for how in ("ensembl", "symbol", "alias"))
+    examples = f" (e.g. {_examples(report['unmatched_examples'])})" if n_unmatched else ""
+    return f"{text}, {n_unmatched:,} not{examples}."
 
 
 def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: AliasSource = None) -> GeneAlignment:
@@ -278,6 +284,26 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: Alia
             stacklevel=2,
         )
     return alignment
+
+
+def refuse_transposed(adata: AnnData, axis: GeneAxis) -> None:
+    """Raise `InputError` for a file whose cells are named like genes of the axis, and whose genes are not."""
+    floor, tables = min(FLOOR, len(axis)), [adata.var] + ([] if adata.raw is None else [adata.raw.var])
+    if any(len(_on_axis(table, axis)) >= floor for table in tables):
+        return
+    # Few of many cells may be named after a gene that was knocked out in them, in a column.
+    if len(found := _on_axis(adata.obs, axis)) >= max(floor, 0.05 * adata.n_obs):
+        examples = _examples([axis.symbols[at] for at in sorted(found)[:2]])
+        raise InputError(
+            f"The file looks transposed: {len(found):,} genes of the model ({examples}) are among the names of its "
+            f"{adata.n_obs:,} cells. Transpose it with adata.T: cells are rows, genes are columns."
+        )
+
+
+def _on_axis(table: pd.DataFrame, axis: GeneAxis) -> set[int]:
+    """Genes of the axis that the rows of a table are named after, in any place where names stand."""
+    places = zip(sources(table), (axis._by_id, axis._by_symbol), strict=True)
+    return {known[name] for lists, known in places for names in lists for name in names if name in known}
 
 
 def map_columns(counts: sp.csr_matrix, alignment: GeneAlignment) -> sp.csr_matrix:
@@ -362,7 +388,8 @@ def _too_few(n_measured: int, axis: GeneAxis, shown: list[str], var: pd.DataFram
     if _share(map(_GENOME_PREFIX.match, names)) > 0.5:
         return f"{text}These carry the name of a genome: strip it from adata.var_names and keep the human genes."
     if _share(name.isdigit() for name in names) > 0.5:
-        text += "These look like row numbers. "
+        rows = _share(name == str(at) for at, name in enumerate(names)) > 0.5
+        text += f"These look like {'row numbers' if rows else 'Entrez ids or other numbers, which are not read'}. "
     return f"{text}The model's are named like {_examples(axis.symbols)}. {_PUT_NAMES}"
 
 

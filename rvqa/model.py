@@ -6,6 +6,8 @@ rvqa.json                                             format version, token ids,
 """
 
 import json
+import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +15,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 import rvqa
-from rvqa.errors import InputError
+from rvqa.checkpoint import OTHER_VERSION, REPAIR, dtypes, read_json, require_finite, require_texts, shapes
+from rvqa.errors import InputError, about
+from rvqa.files import require_folder, sentence, writing, written
 from rvqa.prompts import PromptEncoder
 from rvqa.tokenizer import CellTokenizer
 from rvqa.vocabulary import CellVocabulary, require_rows
 
 FORMAT_VERSION = 1
+
+# What transformers raises for a directory that holds no model it can build; each was seen on an altered config.json.
+NO_MODEL = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError),
+    *(ImportError, StrictDataclassError, SafetensorError),
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +80,8 @@ class Model:
             model is replaced.
         """
         path = require_new_directory(directory, force=force)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-            whole = Path(scratch) / path.name
+        with writing(path), _folder_beside(path) as scratch:
+            whole = scratch / path.name
             with quiet_transformers():
                 self.language_model.save_pretrained(whole)
             self.text_tokenizer.save_pretrained(whole)
@@ -83,18 +95,35 @@ class Model:
             text = json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True)
             (whole / "rvqa.json").write_text(text + "\n", encoding="utf-8")
             if path.exists():  # set aside, not deleted, until the new one stands in its place
-                path.replace(Path(scratch) / "earlier")
+                path.replace(scratch / "earlier")
             whole.replace(path)
+            written.append(path)
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """Give a temporary folder where `path` will stand, making the folders above it; gone again if the block fails."""
+    above = [folder for folder in path.absolute().parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+            yield Path(scratch)
+    finally:
+        for folder in above:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers for reading and writing weights; as they were afterwards."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """No progress bars and reports of transformers for reading and writing weights; as they were afterwards."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -108,10 +137,14 @@ def require_new_directory(directory: str | Path, *, force: bool) -> Path:
         Says what to do.
     """
     path = Path(directory)
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty and not (force and (path / "rvqa.json").is_file()):
+    empty = os.path.isdir(path) and not any(path.iterdir())
+    if os.path.exists(path) and not empty and not (force and (path / "rvqa.json").is_file()):
         hint = "" if force else ", or pass --force (force=True) to replace an earlier model"
         raise InputError(f"{path} exists. Choose a new directory{hint}.")
+    above = path.absolute().parent
+    while not os.path.exists(above):  # made on the way
+        above = above.parent
+    require_folder(above)
     return path
 
 
@@ -141,30 +174,122 @@ def load(directory: str | Path) -> Model:
     """
     path = Path(directory)
     if not (path / "rvqa.json").is_file():
-        what = "has no rvqa.json" if path.is_dir() else "is not a directory"
+        what = "has no rvqa.json" if path.is_dir() else "is not a directory" if path.exists() else "does not exist"
         raise InputError(f"{path} is no rvqa model: it {what}. Give the directory that `rvqa fit` wrote.")
-    try:
-        card = json.loads((path / "rvqa.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path / 'rvqa.json'} is not valid JSON: {error}") from error
-    if card.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format version {card.get('format_version')}; this rvqa reads version {FORMAT_VERSION}."
-        )
+    card = _read_card(path)
     cell_tokenizer = CellTokenizer.from_pretrained(path / "cell_tokenizer")
-    try:
-        text_tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        with quiet_transformers():
-            language_model = AutoModelForCausalLM.from_pretrained(
-                path, dtype="auto", local_files_only=True, use_safetensors=True
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"The language model in {path} cannot be opened: {error}") from error
-    vocabulary = CellVocabulary.from_tokenizer(text_tokenizer)
+    language_model, text_tokenizer = open_language_model(path, exact=True)
+    with about(path):
+        vocabulary = CellVocabulary.from_tokenizer(text_tokenizer)
+        require_rows(language_model, vocabulary)
+        PromptEncoder(text_tokenizer, vocabulary)  # refuses a tokenizer without an end token
     if asdict(vocabulary) != card["vocabulary"]:
         raise InputError(
-            f"{path}: rvqa.json puts the cell tokens at {card['vocabulary']}, the tokenizer at {vocabulary}."
+            f"{path}: rvqa.json puts the cell tokens at {card['vocabulary']}, the tokenizer at "
+            f"{asdict(vocabulary)}. {REPAIR}"
         )
-    require_rows(language_model, vocabulary)
+    config = cell_tokenizer.config
+    if (config.levels, config.entries) != (vocabulary.levels, vocabulary.entries):
+        raise InputError(
+            f"{path}: the cell tokenizer writes {config.levels} levels of {config.entries} codes, the language model "
+            f"reads {vocabulary.levels} of {vocabulary.entries}; they are of different models. {REPAIR}"
+        )
     known = {key: card[key] for key in ("labels", "perturbations", "ontology_ids", "training")}
-    return Model(cell_tokenizer, language_model.eval(), text_tokenizer, vocabulary, Card(**known), str(path))
+    return Model(cell_tokenizer, language_model, text_tokenizer, vocabulary, Card(**known), str(path))
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Read and check `rvqa.json`."""
+    file = path / "rvqa.json"
+    version = read_json(file, {"format_version": int})["format_version"]
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}; this rvqa reads version {FORMAT_VERSION}. {OTHER_VERSION}"
+        )
+    kinds = {"vocabulary": dict, "labels": list, "perturbations": list, "ontology_ids": dict, "training": dict}
+    card = read_json(file, kinds)
+    for key in ("labels", "perturbations"):
+        require_texts(file, key, card[key])
+    require_texts(file, "ontology_ids", card["ontology_ids"].values())
+    if not card["labels"]:
+        raise InputError(f"{file} names no labels. {REPAIR}")
+    return card
+
+
+def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open the language model of a directory: no code of its own, no pickle, no tensor made up.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    exact
+        Refuse tensors that do not belong to the model or are of another type, too, as where rvqa wrote them.
+
+    Raises
+    ------
+    InputError
+        No language model, or a damaged one.
+    """
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if name == "config.json" or (path / name).exists():
+            read_json(path / name)
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        pickles = sorted(each.name for each in path.glob("*.bin"))
+        instead = f"; {pickles[0]} may hold a pickle, which rvqa never opens" if pickles else ""
+        raise InputError(f"{path} has no model.safetensors{instead}. {REPAIR}")
+    n_stored = sum(math.prod(shape) for file in weights for shape in shapes(file).values())
+    try:
+        if (path / "tokenizer.json").exists():
+            Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise InputError(f"{path / 'tokenizer.json'} is JSON, but not of a tokenizer. {REPAIR}") from error
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):
+                described = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except NO_MODEL as error:
+            file = path / "config.json"
+            raise InputError(f"{file} describes no language model: {sentence(error)} {REPAIR}") from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except NO_MODEL as error:
+            raise InputError(f"The tokenizer in {path} cannot be opened: {sentence(error)} {REPAIR}") from error
+    n_described = sum(parameter.numel() for parameter in described.parameters())
+    if n_described > 2 * n_stored:  # before any memory is taken for it
+        raise InputError(
+            f"{path / 'config.json'} describes a model of {n_described:,} numbers, but {n_stored:,} are stored: it "
+            f"does not fit. {REPAIR}"
+        )
+    try:
+        with quiet_transformers():
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype="auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except NO_MODEL as error:
+        raise InputError(f"The language model in {path} cannot be opened: {sentence(error)} {REPAIR}") from error
+    model, facts = opened
+    for kind, seen in (
+        ("mismatched_keys", "has another shape than config.json makes it"),
+        ("missing_keys", "is missing"),
+        ("unexpected_keys", "does not belong to this model"),
+    ):
+        if facts[kind] and (exact or kind != "unexpected_keys"):
+            name = sorted(each if isinstance(each, str) else each[0] for each in facts[kind])[0]
+            raise InputError(f"{path}: the tensor {name!r} {seen}; {weights[0].name} does not fit. {REPAIR}")
+    loaded = model.state_dict()
+    for file in weights if exact else []:
+        for name, dtype in dtypes(file).items():
+            if name in loaded and loaded[name].dtype != dtype:
+                wanted = str(loaded[name].dtype).removeprefix("torch.")
+                raise InputError(f"{file}: {name!r} does not hold {wanted}, as config.json says. {REPAIR}")
+    require_finite(weights[0] if len(weights) == 1 else path, loaded)
+    return model.eval(), tokenizer

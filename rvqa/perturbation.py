@@ -21,9 +21,9 @@ from anndata import AnnData
 from tqdm import tqdm
 
 import rvqa
-from rvqa import counts as counting
+from rvqa.codes import read_cells
 from rvqa.errors import InputError
-from rvqa.genes import align, map_columns
+from rvqa.genes import map_columns
 from rvqa.model import Model
 from rvqa.obs import column, labels_of, require_known
 from rvqa.prompts import PERTURB
@@ -95,12 +95,15 @@ def perturb(
     -----
     With `library_size_key` or a file cut to a few genes, genes outside the file are predicted from the codes alone.
     """
-    require_known("perturbation", [perturbation], model.card.perturbations)
-    if n_samples < 1:
-        raise InputError(f"n_samples is {n_samples}; expected 1 or more.")
+    require_known("perturbation of this model", [perturbation], model.card.perturbations)
+    if not isinstance(n_samples, int | np.integer) or n_samples < 1:
+        raise InputError(f"n_samples is {n_samples!r}; expected a whole number, 1 or more.")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed is {seed!r}; expected a whole number, 0 or more.")
     if (control_key is None) != (control_value is None):
         raise InputError(
-            f"control_key={control_key!r} and control_value={control_value!r} go together: a column and its value."
+            f"control_key={control_key!r} and control_value={control_value!r} go together: give the column and its "
+            "value for control cells, or neither (--control-key, --control-value)."
         )
     control = adata
     if control_key is not None and control_value is not None:
@@ -113,13 +116,12 @@ def perturb(
             f"{unnamed} of {len(types_N)} control cells have no type in obs[{cell_type_key!r}]; every cell needs one. "
             "Drop the others, or annotate first and use 'rvqa_cell_type'."
         )
-    require_known(f"cell type in obs[{cell_type_key!r}]", types_N, model.card.labels)
+    require_known(f"cell type of this model, but stands in obs[{cell_type_key!r}]", types_N, model.card.labels)
 
     tokenizer = model.cell_tokenizer
-    counts, var, library_N = counting.counts_var_and_depth(
-        control, layer=layer, library_size_key=library_size_key, recover=recover
+    counts, alignment, library_N = read_cells(
+        control, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
     )
-    alignment = align(var, tokenizer.axis)
     control_codes_NM = tokenizer.encode(counts, alignment, library_N)
     on_axis = map_columns(counts, alignment)
     ratio = residual_ratios(tokenizer, on_axis, alignment.measured, library_N, control_codes_NM, types_N)

@@ -35,7 +35,7 @@ _TELLING = 0.1  # width in counts of what a value allows: a count divided by 2..
 _MULTIPLES = 10  # counts tried for the smallest value of a cell
 _ROUNDS = 50
 _BLOCK = 1 << 20  # values worked on at once, give or take a cell
-_MAX_LOG = 30.0
+_MIN_LOG, _MAX_LOG = 1e-30, 30.0
 _PRIMES = tuple(p for p in range(3, 200) if all(p % q for q in range(2, p)))
 _EXACT = 1e-12  # relative slack of float64 arithmetic here
 _TARGETS = (1e4, 1e6)  # targets that are looked for where genes are missing; each is believed only if proven
@@ -114,8 +114,9 @@ def recover_counts(matrix: Any, *, library_size: np.ndarray | None = None) -> Re
         logs.sum_duplicates()
         logs.eliminate_zeros()
     stored = logs.data if logs.data.dtype.kind == "f" else logs.data.astype(np.float64)
-    if not stored.size or not (np.isfinite(stored).all() and stored.min() > 0 and stored.max() < _MAX_LOG):
-        raise InputError(f"Counts are recovered from finite values from 0 to {_MAX_LOG:g}, not all 0. {_ADVICE}")
+    if not stored.size or not (np.isfinite(stored).all() and stored.min() > _MIN_LOG and stored.max() < _MAX_LOG):
+        expected = f"finite values from 0 to {_MAX_LOG:g}, not all 0 and none between 0 and {_MIN_LOG:g}"
+        raise InputError(f"Counts are recovered from {expected}. {_ADVICE}")
     if stored.dtype == np.float64 and np.array_equal(stored.astype(np.float32), stored):
         stored = stored.astype(np.float32)
     decimals, eps = _decimals(stored), float(np.finfo(stored.dtype).eps)
@@ -334,7 +335,7 @@ def whole_multiples(rows: list[np.ndarray]) -> bool:
     """Say if most rows look like whole numbers times the value of a single count, as counts over a depth do."""
     verdicts = []
     for row in rows:
-        ratio = row / row.min()
+        ratio = row / max(row.min(), 1e-30 * row.max())  # nothing overflows
         ratio = ratio[ratio > 1.5]
         if ratio.size >= 5:
             verdicts.append(np.mean(np.abs(ratio - np.rint(ratio)) <= 0.01) >= 0.95)

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pyarrow import ArrowException, parquet
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rvqa.checkpoint import OTHER_VERSION, REPAIR, read_json, read_tensors, require_same_tensors
 from rvqa.counts import TARGET_SUM
-from rvqa.errors import InputError
+from rvqa.errors import InputError, about
 from rvqa.genes import GeneAlignment, GeneAxis
 from rvqa.kernels import ops
 from rvqa.obs import require_known
@@ -206,7 +206,7 @@ class CellTokenizer(nn.Module):
         symbols = self.axis.symbols
         columns = np.arange(len(symbols))
         if genes is not None:
-            require_known("gene", genes, symbols)
+            require_known("gene of this model", genes, symbols)
             index = {symbol: i for i, symbol in enumerate(symbols)}
             columns = np.array([index[gene] for gene in genes], dtype=np.int64)
         result_NG = np.empty((len(codes_NM), len(columns)), dtype=np.float32)
@@ -248,16 +248,36 @@ class CellTokenizer(nn.Module):
                 raise InputError(
                     f"{path} is not a cell tokenizer: it has no {name}. Give the directory `rvqa fit` wrote."
                 )
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        version = settings.pop("format_version", None)
+        kinds = {field.name: float if field.name == "dropout" else int for field in fields(CellTokenizerConfig)}
+        settings = read_json(path / "config.json", {"format_version": int})
+        version = settings.pop("format_version")
         if version != FORMAT_VERSION:
-            raise InputError(f"{path} has format version {version}; this rvqa reads version {FORMAT_VERSION}.")
-        known = {field.name for field in fields(CellTokenizerConfig)}
-        if set(settings) != known:
-            raise InputError(f"{path / 'config.json'} has the settings {sorted(settings)}; expected {sorted(known)}.")
-        tokenizer = cls(GeneAxis.from_frame(pd.read_parquet(path / "genes.parquet")), CellTokenizerConfig(**settings))
-        try:
-            tokenizer.load_state_dict(load_file(path / "model.safetensors"))
-        except (SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path / 'model.safetensors'} does not fit its config: {error}") from error
+            raise InputError(
+                f"{path} has format version {version}; this rvqa reads version {FORMAT_VERSION}. {OTHER_VERSION}"
+            )
+        if set(settings) != set(kinds):
+            raise InputError(
+                f"{path / 'config.json'} has the settings {sorted(settings)}; expected {sorted(kinds)}. {REPAIR}"
+            )
+        read_json(path / "config.json", kinds)
+        config = CellTokenizerConfig(**settings)
+        if not (min(config.hidden, config.latent, config.levels, config.entries) >= 1 and 0 <= config.dropout < 1):
+            raise InputError(f"{path / 'config.json'} holds {asdict(config)}; expected sizes of 1 or more. {REPAIR}")
+        axis = _read_axis(path / "genes.parquet")
+        with torch.device("meta"):  # no memory, whatever sizes the file asks for
+            expected = cls(axis, config).state_dict()
+        tensors = read_tensors(path / "model.safetensors")
+        require_same_tensors(path / "model.safetensors", tensors, expected)
+        tokenizer = cls(axis, config)
+        tokenizer.load_state_dict(tensors)
         return tokenizer.eval()
+
+
+def _read_axis(path: Path) -> GeneAxis:
+    try:
+        # Without pandas' own notes in the file: nothing but two columns of text is wanted.
+        frame = parquet.read_table(path).to_pandas(ignore_metadata=True)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as a table of genes. {REPAIR}") from error
+    with about(path):
+        return GeneAxis.from_frame(frame)

@@ -1,5 +1,7 @@
 """`encode` and `decode`: documented keys, nothing else changed, one sentence for input that cannot be used."""
 
+import warnings
+
 import anndata
 import numpy as np
 import pytest
@@ -73,6 +75,24 @@ def test_written_and_read_back(cells, model, tmp_path):
     assert back.uns["rvqa"]["version"] == rvqa.__version__
 
 
+def test_what_stood_in_uns_is_kept_if_it_is_a_mapping(cells, model):
+    cells.uns["rvqa"] = {"mine": 1}
+    rvqa.encode(cells, model, library_size_key="depth")
+    assert {"mine", "version"} <= set(cells.uns["rvqa"])
+    cells.uns["rvqa"] = "a note"
+    rvqa.encode(cells, model, library_size_key="depth")
+    assert cells.uns["rvqa"]["version"] == rvqa.__version__
+
+
+def test_a_backed_file_is_copied_into_memory(cells, model, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    result = rvqa.encode(backed, model, library_size_key="depth", copy=True)
+    assert not result.isbacked
+    assert "rvqa_codes" not in backed.obsm
+    backed.file.close()
+
+
 def test_empty_cells_are_refused_by_name(cells, model):
     cells.X.data[cells.X.indptr[3] : cells.X.indptr[4]] = 0
     with pytest.raises(InputError, match=cells.obs_names[3]):
@@ -99,6 +119,18 @@ def test_decode_gives_expected_counts_per_ten_thousand(cells, model):
     np.testing.assert_allclose(rvqa.decode(codes, model, target_sum=1e6), whole * 100, rtol=1e-6)
 
 
+def test_read_only_and_reversed_codes_decode_without_a_warning(cells, model):
+    rvqa.encode(cells, model, library_size_key="depth")
+    codes = cells.obsm["rvqa_codes"][:1]
+    expected = rvqa.decode(codes, model, levels=1)
+    frozen, reversed_rows = codes.copy(), codes[:, ::-1].copy()[::-1, ::-1]
+    frozen.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in (frozen, reversed_rows):
+            np.testing.assert_array_equal(rvqa.decode(other, model, levels=1), expected)
+
+
 def test_a_prefix_of_levels_decodes_to_less_detail(cells, model):
     rvqa.encode(cells, model, library_size_key="depth")
     codes = cells.obsm["rvqa_codes"]
@@ -113,6 +145,11 @@ def test_a_prefix_of_levels_decodes_to_less_detail(cells, model):
         (np.zeros((3, 8), np.int64), {}, "int64"),
         (np.full((3, 8), 32, np.uint8), {}, "32"),
         (np.zeros((3, 8), np.uint8), {"levels": 9}, "1 to 8"),
+        (np.zeros((3, 8), np.uint8), {"levels": 2.0}, "whole number"),
+        (np.zeros((3, 8), np.uint8), {"target_sum": np.nan}, "target_sum is nan"),
+        (np.zeros((3, 8), np.uint8), {"target_sum": 1e300}, "target_sum is 1e\\+300"),
+        (np.zeros((3, 8), np.uint8), {"genes": ["CD74x", 3]}, "Nearest|Known"),
+        ([[0] * 8, [0]], {}, "not an array"),
         (np.zeros((3, 8), np.uint8), {"genes": ["CD74x"]}, "CD74"),
     ],
 )

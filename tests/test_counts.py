@@ -186,6 +186,29 @@ class TestRawCounts:
         unsorted = sp.csr_matrix((np.array([1, 2], dtype=np.uint8), np.array([1, 0]), np.array([0, 2])), shape=(1, 2))
         assert canonical_csr(unsorted).dtype == np.uint8
 
+    def test_masked_values_are_missing(self):
+        x = cells(0)
+        assert same(raw_counts(AnnData(np.ma.masked_array(x))), sp.csr_matrix(x.astype(np.float32)))
+        for dtype in (np.float32, np.int32):
+            masked = np.ma.masked_array(x.astype(dtype), mask=x == x.max())
+            with pytest.raises(InputError, match="X holds NaN or infinite values"):
+                raw_counts(AnnData(masked))
+
+    def test_read_only_counts_are_copied_for_pytorch(self):
+        csr = sp.csr_matrix(cells(0).astype(np.float32))
+        csr.data.setflags(write=False)
+        assert raw_counts(AnnData(csr)).data.flags.writeable
+        assert not csr.data.flags.writeable
+
+    @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
+    @pytest.mark.parametrize("place", ["indices", "indptr"])
+    @pytest.mark.parametrize("value", [-1, 10**6])
+    def test_broken_sparse_matrices_are_refused_before_compiled_code_reads_them(self, form, place, value):
+        broken = form(cells(0).astype(np.float32))
+        getattr(broken, place)[3] = value
+        with pytest.raises(InputError, match="sparse matrix of the file is broken"):
+            canonical_csr(broken)
+
     def test_takes_counts_without_a_copy_where_it_can(self):
         adata = AnnData(sp.csr_matrix(cells(0).astype(np.float32)))
         assert np.shares_memory(raw_counts(adata).data, adata.X.data)
@@ -278,21 +301,32 @@ class TestRefusals:
     def test_counts_elsewhere_in_the_object_are_named(self):
         counts, logs = cells(0), np.log1p(normalised(cells(0)))
         adata = AnnData(logs, layers={"zscore": scaled(logs), "umi": counts})
-        with pytest.raises(InputError, match=r"adata\.layers\['umi'\] looks like raw counts: pass layer='umi'\."):
+        with pytest.raises(
+            InputError, match=r"But layers\['umi'\] looks like raw counts: pass layer='umi' \(--layer\)\."
+        ):
             raw_counts(adata)
         adata = AnnData(counts)
         adata.raw = adata.copy()
         adata.X = scaled(logs)
-        with pytest.raises(InputError, match=r"adata\.raw\.X looks like raw counts: pass layer='raw'\."):
+        with pytest.raises(InputError, match=r"But raw\.X looks like raw counts: pass layer='raw' \(--layer\)\."):
             raw_counts(adata)
-        with pytest.raises(
-            InputError, match=r"^layers\['log'\] looks log1p.*adata\.X looks like raw counts: leave layer"
-        ):
+        with pytest.raises(InputError, match=r"^layers\['log'\] looks log1p.*But X looks like raw counts: leave layer"):
             raw_counts(AnnData(counts, layers={"log": logs}), layer="log")
         adata = AnnData(scaled(logs), layers={"log": logs})
         adata.raw = AnnData(logs)
         with pytest.raises(InputError, match=r"\(layers\['log'\], raw\.X looked no better\)"):
             raw_counts(adata)
+
+    def test_a_layer_that_is_no_matrix_gives_no_advice(self):
+        x = np.log1p(cells(0))
+        with pytest.raises(InputError, match=r"^X looks log.*\(layers\['pair'\] looked no better\)"):
+            raw_counts(AnnData(x, layers={"pair": np.stack([x, x], axis=2)}))
+
+    def test_tiny_values_overflow_nothing(self):
+        x = cells(0) * 0.3
+        x[0, 0] = 5e-324
+        with np.errstate(all="raise"), pytest.raises(InputError, match="X looks"):
+            raw_counts(AnnData(x))
 
     def test_unknown_layer_lists_what_there_is(self):
         adata = AnnData(cells(0), layers={"a": cells(0), "b": cells(0)})
@@ -302,7 +336,7 @@ class TestRefusals:
             raw_counts(AnnData(cells(0)), layer="raw")
 
     def test_missing_x(self):
-        with pytest.raises(InputError, match=r"^X is missing\. adata\.layers\['counts'\] looks like raw counts"):
+        with pytest.raises(InputError, match=r"^X is missing\. .*layers\['counts'\] looks like raw counts"):
             raw_counts(AnnData(shape=cells(0).shape, layers={"counts": cells(0)}))
 
 
@@ -340,6 +374,7 @@ class TestLibrarySize:
             (["many", "few", "1e4"], r"obs\['n'\] holds object, not numbers"),
             ([1e4, np.nan, 1e4], r"obs\['n'\] is not finite and positive in 1 of 3 cells \('1'\)"),
             ([1e4, 1e4, 0], r"not finite and positive in 1 of 3 cells \('2'\)"),
+            ([1e4, 1e300, 1e4], r"obs\['n'\] is up to 1e\+300 in 1 of 3 cells \('1'\), more than counts can add up to"),
             ([9.1, 8.7, 9.9], r"obs\['n'\] is below the sum of the stored counts in 3 of 3 cells .* 9\.1 against \d+"),
         ],
     )
@@ -348,10 +383,15 @@ class TestLibrarySize:
         with pytest.raises(InputError, match=said):
             library_size(adata, raw_counts(adata), key="n")
 
+    def test_refuses_a_name_of_two_columns(self):
+        adata = AnnData(cells(0, 3, 60), obs=pd.DataFrame(1e4, index=list("012"), columns=["n", "n"]))
+        with pytest.raises(InputError, match=r"obs\['n'\] is the name of several columns"):
+            library_size(adata, raw_counts(adata), key="n")
+
     def test_unknown_column_and_foreign_counts(self):
         adata = AnnData(cells(0, 3, 60), obs=pd.DataFrame({"a": 1, "b": 2}, index=list("012")))
         with pytest.raises(
-            InputError, match=r"obs\['n'\] does not exist: name a column of total counts; there are 'a', 'b'"
+            InputError, match=r"obs\['n'\] does not exist: name a column of total counts\. Known: 'a', 'b'"
         ):
             library_size(adata, raw_counts(adata), key="n")
         with pytest.raises(InputError, match="counts have 2 cells, the AnnData 3"):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rvqa import genes
 from rvqa.counts import raw_counts
 from rvqa.errors import InputError
-from rvqa.genes import CoverageWarning, GeneAxis, align, map_columns
+from rvqa.genes import CoverageWarning, GeneAxis, align, map_columns, refuse_transposed
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
@@ -151,6 +151,8 @@ class TestAlign:
             table(rows, Gene_Symbol=axis.symbols),
             table(axis.symbols, ensembl_id=[None] * 60, gene_id=range(60)),
             table([str(i) for i in range(60)], gene_symbol=by_id),
+            table(rows, gene_symbol=[name.encode() for name in axis.symbols]),
+            pd.DataFrame(np.stack([axis.symbols, rows], axis=1), columns=["symbol", "symbol"], index=rows),
         ):
             assert np.array_equal(align(var, axis).column_map, expected)
 
@@ -210,6 +212,10 @@ class TestAlign:
         ("var", "said"),
         [
             (table([str(i) for i in range(300)]), "named like '0', '1'.*look like row numbers.*var_names"),
+            (
+                table([str(1000 + 7 * i) for i in range(300)]),
+                "look like Entrez ids or other numbers, which are not read",
+            ),
             (table([f"ENSMUSG{i:011d}" for i in range(300)]), "mouse genes.*orthologues"),
             (table(["Gm1992", "Xkr4", "Rp1", "4933401J01Rik"] * 30), "'Gm1992', 'Xkr4'.*mouse genes.*orthologues"),
             (table([f"ENSMUSG{i:011d}" for i in range(9)], gene_symbol=["Xkr4"] * 9), "'Xkr4'.*mouse genes"),
@@ -230,6 +236,18 @@ class TestAlign:
         ):
             align(table(names), axis)
         assert align(table([*axis.symbols[:900], *(f"Gm{i}" for i in range(1000))]), axis).n_measured == 900
+
+
+class TestTransposed:
+    def test_is_said_of_cells_named_like_genes_alone(self):
+        axis = axis_of(400)
+        for obs in (table(axis.symbols), table(range(400), gene_ids=axis.ensembl_ids)):
+            turned = AnnData(np.ones((400, 70), dtype=np.float32), obs=obs)
+            with pytest.raises(InputError, match=r"looks transposed: .*'S\d', 'S\d'.* 400 cells.*adata\.T"):
+                refuse_transposed(turned, axis)
+        refuse_transposed(AnnData(var=table(axis.symbols[:50]), obs=table(axis.symbols)), axis)
+        # A screen: the gene that was knocked out is no name of a cell.
+        refuse_transposed(AnnData(obs=table(range(4000), gene=[f"S{i % 100}" for i in range(4000)])), axis)
 
 
 class TestMapColumns:

@@ -114,6 +114,9 @@ def test_the_taught_response_is_predicted_for_taught_types(cells, model):
         ({"control_value": "contrl"}, "'control'"),
         ({"control_value": None}, "go together"),
         ({"n_samples": 0}, "n_samples is 0"),
+        ({"n_samples": 1.5}, "n_samples is 1.5; expected a whole number"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5"),
     ],
 )
 def test_wrong_use_is_refused_with_a_way_out(cells, model, options, message):

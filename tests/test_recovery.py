@@ -178,12 +178,19 @@ class TestRefusals:
             with pytest.raises(InputError, match="finite values from 0 to 30"):
                 recover_counts(x)
 
+    def test_values_too_small_to_be_anything(self):
+        logs = logs_of(cells(), "float64").toarray()
+        for tiny in (5e-324, 1e-310, 1e-31):
+            logs[0, 0] = tiny
+            with np.errstate(all="raise"), pytest.raises(InputError, match="none between 0 and 1e-30"):
+                recover_counts(logs)
+
 
 class TestWiring:
     def test_only_when_asked_and_only_log1p(self):
         counts = cells()
         adata = AnnData(logs_of(counts), layers={"umi": counts})
-        with pytest.raises(InputError, match=r"pass layer='umi'\.$"):
+        with pytest.raises(InputError, match=r"pass layer='umi' \(--layer\)\.$"):
             raw_counts(adata)
         assert equal(raw_counts(adata, recover=True), counts)
         assert equal(raw_counts(adata, layer="umi", recover=True), counts)
@@ -193,7 +200,7 @@ class TestWiring:
         adata.raw = adata.copy()
         adata.X = adata.X.toarray() - 1  # what scanpy's tutorials end with: X scaled, .raw log1p
         with pytest.raises(
-            InputError, match=r"looks scaled.*recovered from adata\.raw\.X: pass layer='raw' and recover="
+            InputError, match=r"looks scaled.*recovered from adata\.raw\.X: pass layer='raw' \(--layer\) and recover="
         ):
             raw_counts(adata, recover=True)
         assert equal(raw_counts(adata, layer="raw", recover=True), counts)

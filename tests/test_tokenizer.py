@@ -120,7 +120,7 @@ def test_damaged_directories_are_refused(pbmc_tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="is damaged"):
         CellTokenizer.from_pretrained(tmp_path)
 
 

@@ -3,6 +3,7 @@
 Both ways end the same: tokenizer and model of Hugging Face, cell tokens installed, rows initialised from the codebooks.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from transformers import (
 )
 
 from rvqa.errors import InputError
+from rvqa.files import sentence
+from rvqa.model import NO_MODEL, open_language_model, quiet_transformers
 from rvqa.vocabulary import CellVocabulary, install_rows
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -60,8 +65,46 @@ def small_model(tokenizer: PreTrainedTokenizerBase, vocabulary: CellVocabulary, 
         return Qwen3ForCausalLM(config).float()
 
 
+def open_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open a pretrained causal language model: never a pickle, no code of its own.
+
+    Parameters
+    ----------
+    base
+        Directory, or name of a model on Hugging Face's hub.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        No such directory or name, no safetensors, or nothing that transformers opens.
+    """
+    path = Path(base)
+    if path.is_dir():
+        return open_language_model(path, exact=False)
+    if not _HUB_NAME.fullmatch(str(base)):
+        raise InputError(
+            f"There is no directory {base} to start from. Give a model's directory, or its name on the hub."
+        )
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                base, dtype="auto", use_safetensors=True, trust_remote_code=False
+            )
+    except NO_MODEL as error:
+        raise InputError(
+            f"{base} is no directory here, and on the hub it cannot be opened as a causal language model: "
+            f"{sentence(error)} Give the directory of a model that was downloaded."
+        ) from error
+    return model, tokenizer
+
+
 def load_backbone(
-    base: str | Path | None, texts: Iterable[str], codebooks_MKD: torch.Tensor, *, seed: int
+    base: str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
+    texts: Iterable[str],
+    codebooks_MKD: torch.Tensor,
+    *,
+    seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, CellVocabulary]:
     """Language model ready for training on cells.
 
@@ -69,7 +112,7 @@ def load_backbone(
     ----------
     base
         Directory or name of a causal language model that Hugging Face opens without remote code, such as
-        `Qwen/Qwen3-4B-Thinking-2507`; None makes the small one.
+        `Qwen/Qwen3-4B-Thinking-2507`, or what `open_base` gave; None makes the small one.
     texts
         What the small model's tokenizer is trained on; not read for a pretrained one.
     codebooks_MKD
@@ -88,11 +131,7 @@ def load_backbone(
         vocabulary = CellVocabulary.install(tokenizer, levels=levels, entries=entries)
         model: PreTrainedModel = small_model(tokenizer, vocabulary, seed=seed)
     else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(base)
-            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)  # never a pickle
-        except (OSError, ValueError) as error:
-            raise InputError(f"{base} cannot be opened as a causal language model: {error}") from error
+        model, tokenizer = base if isinstance(base, tuple) else open_base(base)
         vocabulary = CellVocabulary.install(tokenizer, levels=levels, entries=entries)
     install_rows(model, vocabulary, codebooks_MKD, seed=seed)
     return model, tokenizer, vocabulary

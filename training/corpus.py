@@ -87,7 +87,7 @@ class Corpus:
 
     def _readings(self, reference: Reference, cell_tokenizer: CellTokenizer) -> np.ndarray:
         """Codes uint8 [variants, N, M] of one file: as measured, then at lower depths and on smaller panels."""
-        alignment = align(reference.adata, cell_tokenizer.axis)
+        alignment = align(reference.var, cell_tokenizer.axis)
         readings = [cell_tokenizer.encode(reference.counts, alignment, reference.library_size)]
         for _ in range(self.settings.variants - 1):
             keep = self.rng.uniform(0.4, 1.0)

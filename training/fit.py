@@ -1,18 +1,21 @@
 """`rvqa fit`: from labelled reference cells to a model. Fit the cell tokenizer, then teach the language model."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from anndata import AnnData
 
 import rvqa
-from rvqa.errors import InputError
+from rvqa.errors import InputError, InputWarning
 from rvqa.model import Card, Model
+from rvqa.obs import nearest
 from rvqa.prompts import PromptEncoder
-from rvqa.training.backbone import load_backbone
+from rvqa.training.backbone import load_backbone, open_base
 from rvqa.training.corpus import Corpus, CorpusSettings, texts, words
 from rvqa.training.cpt import LanguageSettings, pretrain
 from rvqa.training.reference import Reference, read_reference
@@ -75,18 +78,20 @@ def fit(
     labels, perturbations = words(references)
     if not labels:
         raise InputError("No reference has labels. Name the column of obs with cell types: labels='cell_type'.")
+    if len(labels) == 1:
+        warnings.warn(f"There is one label, {labels[0]!r}: every cell will be called that.", InputWarning, stacklevel=2)
+    _require_partners(references, perturbations)
+    pretrained = None if base is None else open_base(base)  # before minutes are spent
     cell_tokenizer = fit_tokenizer(references, settings.tokenizer, progress=progress)
     language_model, text_tokenizer, vocabulary = load_backbone(
-        base, texts(references), cell_tokenizer.codebooks_MKD, seed=settings.seed
+        pretrained, texts(references), cell_tokenizer.codebooks_MKD, seed=settings.seed
     )
     prompts = PromptEncoder(text_tokenizer, vocabulary)
     corpus = Corpus(references, cell_tokenizer, prompts, settings.corpus, seed=settings.seed)
     loss = pretrain(language_model, corpus, settings.language, progress=progress)
     ontology_ids = {label: term for each in references for label, term in each.ontology_ids.items()}
     training = {
-        "references": [
-            {"name": each.name, "cells": each.adata.n_obs, "genes": each.adata.n_vars} for each in references
-        ],
+        "references": [{"name": each.name, "cells": each.adata.n_obs, "genes": len(each.var)} for each in references],
         "base": None if base is None else str(base),
         "settings": asdict(settings),
         "loss": loss,
@@ -94,6 +99,19 @@ def fit(
     }
     card = Card(labels, perturbations, ontology_ids, training)
     return Model(cell_tokenizer, language_model, text_tokenizer, vocabulary, card)
+
+
+def _require_partners(references: Sequence[Reference], perturbations: Sequence[str]) -> None:
+    """Refuse a perturbation that cannot be learned: none of its cells has a control cell of its label in its file."""
+    known = set()
+    for each in references:
+        controls = set(each.labels[each.conditions == ""]) - {""}
+        known |= set(each.conditions[np.isin(each.labels, list(controls))])
+    if lost := [name for name in perturbations if name not in known]:
+        raise InputError(
+            f"Perturbation {lost[0]!r} has no control cells: no file holds labelled cells of one type both with it and "
+            "as control. Add such control cells, or leave its cells out."
+        )
 
 
 def fit_files(
@@ -105,11 +123,15 @@ def fit_files(
     control: str | None = None,
     layer: str | None = None,
     library_size_key: str | None = None,
+    recover: bool = False,
     base: str | Path | None = None,
     settings: FitSettings | None = None,
     progress: bool = True,
 ) -> Model:
     """`fit` for AnnData objects that share the names of their columns; arguments as for `read_reference` and `fit`."""
+    if condition is not None and not any(condition in adata.obs for adata in files):
+        known = sorted({str(key) for adata in files for key in adata.obs})
+        raise InputError(f"No reference has a column {condition!r} in obs. {nearest(condition, known)}")
     named = zip(names or [f"reference {i + 1}" for i in range(len(files))], files, strict=True)
     references = [
         read_reference(
@@ -120,7 +142,13 @@ def fit_files(
             control=control,
             layer=layer,
             library_size_key=library_size_key,
+            recover=recover,
         )
         for name, adata in named
     ]
+    if condition is not None and not words(references)[1]:
+        raise InputError(
+            f"obs[{condition!r}] is {control!r} in all cells: nothing is perturbed. Add perturbed cells, or leave the "
+            "condition out."
+        )
     return fit(references, base=base, settings=settings, progress=progress)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
 from rvqa import counts as counting
-from rvqa.errors import InputError
+from rvqa.errors import InputError, about
 from rvqa.genes import GeneAlignment, GeneAxis, align, map_columns
-from rvqa.obs import column, labels_of
+from rvqa.obs import column, labels_of, nearest
 
 ONTOLOGY_COLUMN = "cell_type_ontology_term_id"
 """Where CELLxGENE keeps Cell Ontology ids; taken over into the model when it is there."""
@@ -21,6 +22,8 @@ class Reference:
 
     name: str
     adata: AnnData
+    var: pd.DataFrame
+    """Table of genes of the counts: that of `adata`, or of its `raw`."""
     counts: sp.csr_matrix
     """Raw counts over the genes of the file, [N, genes of the file]."""
     library_size: np.ndarray
@@ -35,11 +38,12 @@ class Reference:
     @property
     def axis(self) -> GeneAxis:
         """Genes of the file."""
-        return GeneAxis.from_adata(self.adata)
+        with about(self.name):
+            return GeneAxis.from_adata(AnnData(var=self.var))
 
     def on(self, axis: GeneAxis) -> tuple[sp.csr_matrix, GeneAlignment]:
         """Counts on another axis, and the alignment; for dense training."""
-        alignment = align(self.adata, axis)
+        alignment = align(self.var, axis)
         return map_columns(self.counts, alignment), alignment
 
 
@@ -52,6 +56,7 @@ def read_reference(
     control: str | None = None,
     layer: str | None = None,
     library_size_key: str | None = None,
+    recover: bool = False,
 ) -> Reference:
     """Check one labelled AnnData and take from it what training needs.
 
@@ -66,7 +71,7 @@ def read_reference(
     condition, control
         Column of `adata.obs` with perturbations, and its value for control cells. Without a column, or where it is
         absent from this file, all cells are control cells.
-    layer, library_size_key
+    layer, library_size_key, recover
         As in `rvqa.encode`.
 
     Raises
@@ -74,17 +79,35 @@ def read_reference(
     rvqa.errors.InputError
         No raw counts, empty cells, an unknown column, or no cell with the control value.
     """
-    counts, _, library_size = counting.counts_var_and_depth(adata, layer=layer, library_size_key=library_size_key)
+    with about(name):
+        return _read(adata, name, labels, condition, control, layer, library_size_key, recover=recover)
+
+
+def _read(
+    adata: AnnData,
+    name: str,
+    labels: str | None,
+    condition: str | None,
+    control: str | None,
+    layer: str | None,
+    library_size_key: str | None,
+    *,
+    recover: bool,
+) -> Reference:
+    counts, var, library_size = counting.counts_var_and_depth(
+        adata, layer=layer, library_size_key=library_size_key, recover=recover
+    )
     if (condition is None) != (control is None):
         raise InputError(
-            f"condition={condition!r} and control={control!r} go together: name the column and its control value."
+            f"condition={condition!r} and control={control!r} go together: name the column and its value for control "
+            "cells, or neither (--condition, --control)."
         )
     label_N = np.full(adata.n_obs, "", dtype=object)
     ontology: dict[str, str] = {}
     if labels is not None:
         label_N = labels_of(adata, labels)
         if not (label_N != "").any():
-            raise InputError(f"{name}: obs[{labels!r}] labels no cell. Name the column that holds the cell types.")
+            raise InputError(f"obs[{labels!r}] labels no cell. Name the column that holds the cell types.")
         if ONTOLOGY_COLUMN in adata.obs:
             for label, term in zip(label_N, column(adata, ONTOLOGY_COLUMN), strict=True):
                 if label and term.startswith("CL:"):
@@ -93,7 +116,9 @@ def read_reference(
     if condition is not None and condition in adata.obs:
         values = column(adata, condition)
         if control not in set(values):
-            seen = ", ".join(repr(value) for value in sorted(set(values))[:10])
-            raise InputError(f"{name}: obs[{condition!r}] has no {control!r} (seen: {seen}). Give the control's value.")
+            offered = nearest(str(control), set(values))
+            raise InputError(
+                f"obs[{condition!r}] has no {control!r}, so no control cells. {offered} Give the control's."
+            )
         condition_N = np.where(values == control, "", values)
-    return Reference(name, adata, counts, library_size, label_N, condition_N, ontology)
+    return Reference(name, adata, var, counts, library_size, label_N, condition_N, ontology)
