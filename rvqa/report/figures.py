@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from anndata import AnnData
 
 from rvqa.evaluation.metrics import perplexity
@@ -78,15 +79,16 @@ def coordinates(latent_ND: np.ndarray, ready: Any = None) -> tuple[np.ndarray, s
 
 
 def _umap(latent_ND: np.ndarray) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from umap import UMAP
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from umap import UMAP
 
-        return (
-            UMAP(min_dist=0.4, init="pca", n_epochs=200, random_state=0, n_jobs=1)
-            .fit_transform(latent_ND)
-            .astype(np.float64)
-        )
+            reducer = UMAP(min_dist=0.4, init="pca", n_epochs=200, random_state=0, n_jobs=1)
+            return reducer.fit_transform(latent_ND).astype(np.float64)
+    finally:
+        torch.set_num_threads(threads)  # numba sets that of OpenMP, which torch shares
 
 
 def cells_figure(
