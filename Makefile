@@ -38,6 +38,12 @@ types: wheel              ## of the package as it is installed
 	rm -rf build/typed && $(PY) -m zipfile -e dist/rvqa-*.whl build/typed
 	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p rvqa
 
+sanitize: $(VENV)/installed   ## the kernels' tests under AddressSanitizer and UBSan, in an environment of its own
+	rm -rf build/sanitize && $(PYTHON) -m venv --system-site-packages build/sanitize
+	cp $(VENV)/lib/python3*/site-packages/*.pth build/sanitize/ 2>/dev/null || true
+	RVQA_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib build/sanitize/lib --build-temp build/sanitize/temp
+	.ci/sanitize
+
 wheel: $(VENV)/installed
 	rm -rf build dist && $(PIP) build && $(PY) -m build -q --wheel --outdir dist .
 

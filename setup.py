@@ -22,15 +22,18 @@ mode = os.environ.get("RVQA_BUILD", "auto")
 if mode not in MODES:
     sys.exit(f"RVQA_BUILD={mode!r} is not one of {', '.join(MODES)}")
 
+sanitize = ["-fsanitize=address,undefined", "-g"] if os.environ.get("RVQA_SANITIZE") == "1" else []
+
 native = Pybind11Extension(
     "rvqa._native",
-    ["csrc/bindings.cpp", "csrc/cpu/residual_quantize.cpp", "csrc/cpu/csr_project.cpp"],
+    ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
     include_dirs=["csrc"],
-    depends=["csrc/cpu/exact.h", "csrc/cpu/residual_quantize.h", "csrc/cpu/csr_project.h"],
+    depends=sorted(glob("csrc/cpu/*.h") + glob("csrc/cpu/*.inl")),
     cxx_std=17,
     # -ffp-contract=off: the exactness proof counts roundings, so the compiler must not fuse or split them on its own.
-    extra_compile_args=["-O3", "-ffp-contract=off", "-pthread"],
-    extra_link_args=["-pthread"],
+    # Each instruction set has its file, which sets its own target: no -march here.
+    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-pthread", *sanitize],
+    extra_link_args=["-pthread", *sanitize],
 )
 extensions = [] if mode == "none" else [native]
 

@@ -15,11 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from rvqa.kernels import registry
 
 
 class Timing(NamedTuple):
@@ -69,6 +72,21 @@ def matmul_rate(size: int = 1024, repeats: int = 7) -> float:
     return 2 * size**3 / interleave({"matmul": lambda: a @ b}, repeats)["matmul"].median
 
 
+def fma_rate(repeats: int = 7) -> float:
+    """Float32 FLOP/s of multiply-adds in registers with the current threads: the peak that shares refer to."""
+    threads, rounds = torch.get_num_threads(), 4_000_000
+    native = import_module("rvqa._native")
+    seconds = interleave({"fma": lambda: native.multiply_add(rounds, threads)}, repeats)["fma"].median
+    return native.multiply_add(1, threads) * rounds / seconds
+
+
+def copy_rate(repeats: int = 7, size: int = 1 << 28) -> float:
+    """Bytes per second, read and written, of a large copy with the current threads."""
+    source = torch.empty(size, dtype=torch.uint8).fill_(1)
+    target = torch.empty_like(source)
+    return 2 * size / interleave({"copy": lambda: target.copy_(source)}, repeats)["copy"].median
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores and threads in use; the GPU if there is one."""
     model = platform.processor() or platform.machine()
@@ -77,19 +95,32 @@ def machine() -> dict[str, Any]:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+    live = registry.backends()["cpu"] is None
+    isa = registry.function("cpu", "isa")() if live else None
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "isa": isa, "gpu": gpu}
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides speed."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("rvqa", "torch", "numpy")}}
+    names = ("rvqa", "torch", "numpy", "scipy", "faiss-cpu", "vector-quantize-pytorch", "scikit-learn")
+    installed = {name for name in names if find_distribution(name)}
+    return {"python": platform.python_version(), **{name: version(name) for name in names if name in installed}}
+
+
+def find_distribution(name: str) -> bool:
+    """Whether a distribution is installed."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def report(name: str, rows: list[Row], figures: dict[str, float], *, as_json: bool) -> None:
     """Print the table, and with `as_json` the JSON object."""
     table = sys.stderr if as_json else sys.stdout
     here = machine()
-    print(f"{name}: {here['cpu']}, {here['threads']} of {here['cores']} cores, GPU {here['gpu']}", file=table)
+    print(f"{name}: {here['cpu']}, {here['threads']} of {here['cores']} cores, {here['isa']}, GPU {here['gpu']}", file=table)
     print(f"{'case':<24}{'contender':<16}{'value':>12} {'unit':<10}{'spread':>8}{'of floor':>10}", file=table)
     for row in rows:
         share = "" if row.floor_share is None else f"{row.floor_share:.1%}"

@@ -1,145 +1,146 @@
-// Python's view of the native kernels: numpy arrays in and out, the GIL released, rows split over threads. The only file
-// that knows Python. Callers (kernels/cpu.py) pass valid, C-contiguous arrays of the dtypes named here.
+// Python's view of the native kernels: addresses and sizes in, results in memory that Python owns, the GIL released. The
+// only file that knows Python. Its caller, kernels/cpu.py, passes valid contiguous memory; codes and tables are checked.
 
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <array>
 #include <cstdint>
-#include <exception>
-#include <optional>
-#include <thread>
-#include <vector>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
-#include "cpu/csr_project.h"
-#include "cpu/residual_quantize.h"
+#include "cpu/isa.h"
+#include "cpu/pool.h"
+#include "cpu/project.h"
+#include "cpu/quantize.h"
+#include "cpu/tables.h"
 
 namespace py = pybind11;
 
 namespace {
 
 template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-
-// Calls work(first, count) on consecutive parts of N rows, one part a thread; parts below `grain` rows are not split.
-template <class Work>
-void split_rows(int64_t N, int64_t grain, int threads, const Work& work) {
-    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, N / grain));
-    std::vector<std::exception_ptr> errors(parts);
-    const auto part = [&](int64_t i) {
-        try {
-            work(N * i / parts, N * (i + 1) / parts - N * i / parts);
-        } catch (...) {
-            errors[i] = std::current_exception();
-        }
-    };
-    std::vector<std::thread> helpers;
-    for (int64_t i = 1; i < parts; ++i) helpers.emplace_back(part, i);
-    part(0);
-    for (std::thread& helper : helpers) helper.join();
-    for (const std::exception_ptr& error : errors)
-        if (error) std::rethrow_exception(error);
+T* at(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
 }
 
-rvqa::Quantizer quantizer(const Array<float>& codebooks_MKD) {
-    return {codebooks_MKD.data(), codebooks_MKD.shape(0), codebooks_MKD.shape(1), codebooks_MKD.shape(2)};
+rvqa::Real real(const std::string& dtype) {
+    if (dtype == "float32") return rvqa::Real::float32;
+    if (dtype == "bfloat16") return rvqa::Real::bfloat16;
+    if (dtype == "float16") return rvqa::Real::float16;
+    throw std::invalid_argument("no rows of dtype " + dtype);
 }
 
-Array<uint8_t> residual_quantize(const Array<float>& x_ND, const Array<float>& codebooks_MKD, int64_t levels,
-                                 int threads) {
-    const int64_t N = x_ND.shape(0), D = x_ND.shape(1);
-    Array<uint8_t> codes_NM({N, levels});
-    const float* x = x_ND.data();
-    uint8_t* codes = codes_NM.mutable_data();
+using Address = std::uintptr_t;
+using Sizes = std::array<int64_t, 3>;  // M, K, D
+
+rvqa::Tables tables(Address packed, int64_t size, const Sizes& sizes) {
+    return rvqa::view(at<uint8_t>(packed), size, sizes[0], sizes[1], sizes[2]);
+}
+
+std::pair<int64_t, int64_t> residual_quantize(Address x, int64_t N, int64_t stride, const std::string& dtype,
+                                              Address packed, int64_t size, const Sizes& sizes, int64_t levels, int threads,
+                                              Address codes) {
+    const rvqa::Rows rows{at<void>(x), N, stride, real(dtype)};
     const py::gil_scoped_release release;
-    const rvqa::Quantizer tables = quantizer(codebooks_MKD);
-    split_rows(N, 256, threads, [&](int64_t first, int64_t count) {
-        tables.encode(x + first * D, count, levels, codes + first * levels);
-    });
-    return codes_NM;
+    const auto wrong =
+        rvqa::residual_quantize(rows, tables(packed, size, sizes), levels, threads, at<uint8_t>(codes));
+    return {wrong.count, wrong.first};
 }
 
-py::tuple nearest_codeword(const Array<float>& x_ND, const Array<float>& codebooks_1KD, int threads) {
-    const int64_t N = x_ND.shape(0), D = x_ND.shape(1);
-    Array<int64_t> index_N(N);
-    Array<float> distance_N(N);
-    const float* x = x_ND.data();
-    int64_t* index = index_N.mutable_data();
-    float* distance = distance_N.mutable_data();
-    const float* codebook = codebooks_1KD.data();
-    {
-        const py::gil_scoped_release release;
-        const rvqa::Quantizer tables = quantizer(codebooks_1KD);
-        split_rows(N, 256, threads, [&](int64_t first, int64_t count) {
-            tables.encode(x + first * D, count, 1, index + first);
-            rvqa::distance(x + first * D, codebook, index + first, count, D, distance + first);
-        });
-    }
-    return py::make_tuple(index_N, distance_N);
-}
-
-Array<float> decode(const Array<uint8_t>& codes_NM, const Array<float>& codebooks_MKD, int threads) {
-    const int64_t N = codes_NM.shape(0), levels = codes_NM.shape(1), K = codebooks_MKD.shape(1), D = codebooks_MKD.shape(2);
-    Array<float> out_ND({N, D});
-    const uint8_t* codes = codes_NM.data();
-    const float* codebooks = codebooks_MKD.data();
-    float* out = out_ND.mutable_data();
+std::pair<int64_t, int64_t> nearest_codeword(Address x, int64_t N, int64_t stride, const std::string& dtype,
+                                             Address packed, int64_t size, const Sizes& sizes, int threads,
+                                             Address index, Address distance) {
+    const rvqa::Rows rows{at<void>(x), N, stride, real(dtype)};
     const py::gil_scoped_release release;
-    split_rows(N, 4096, threads, [&](int64_t first, int64_t count) {
-        rvqa::decode(codes + first * levels, codebooks, count, levels, K, D, out + first * D);
-    });
-    return out_ND;
+    const auto wrong = rvqa::nearest_codeword(rows, tables(packed, size, sizes), threads,
+                                              at<int64_t>(index), at<float>(distance));
+    return {wrong.count, wrong.first};
 }
 
 template <class Index, class Count>
-Array<float> csr_project(const Array<int64_t>& indptr, const Array<Index>& indices, const Array<Count>& data,
-                         const Array<float>& W_GH, const Array<float>& bias_H, double target_sum,
-                         const std::optional<Array<int64_t>>& column_map,
-                         const std::optional<Array<double>>& library_size, int threads) {
-    const int64_t N = indptr.shape(0) - 1, H = bias_H.shape(0);
-    Array<float> hidden_NH({N, H});
-    float* hidden = hidden_NH.mutable_data();
-    const int64_t* pointers = indptr.data();
-    const Index* columns = indices.data();
-    const Count* counts = data.data();
-    const double* library = library_size ? library_size->data() : nullptr;
-    const rvqa::Projection projection{W_GH.data(), bias_H.data(), H, target_sum,
-                                      column_map ? column_map->data() : nullptr};
+bool project(Address indptr, Address indices, Address data, int64_t E, int64_t N, const rvqa::Projection& projection,
+             int threads, Address hidden) {
     const py::gil_scoped_release release;
-    split_rows(N, 16, threads, [&](int64_t first, int64_t count) {
-        rvqa::csr_project<Index, Count>({pointers + first, columns, counts}, library ? library + first : nullptr,
-                                        projection, count, hidden + first * H);
-    });
-    return hidden_NH;
-}
-
-template <class Index, class Count>
-void bind_csr_project(py::module_& module) {
-    module.def("csr_project", &csr_project<Index, Count>, py::arg("indptr").noconvert(), py::arg("indices").noconvert(),
-               py::arg("data").noconvert(), py::arg("weight").noconvert(), py::arg("bias").noconvert(),
-               py::arg("target_sum"), py::arg("column_map").noconvert(), py::arg("library_size").noconvert(),
-               py::arg("threads"));
+    return rvqa::csr_project<Index, Count>({at<int64_t>(indptr), at<Index>(indices), at<Count>(data), E, N}, projection,
+                                           threads, at<float>(hidden));
 }
 
 template <class Index>
-void bind_csr_project_counts(py::module_& module) {
-    bind_csr_project<Index, float>(module);
-    bind_csr_project<Index, double>(module);
-    bind_csr_project<Index, int32_t>(module);
-    bind_csr_project<Index, uint16_t>(module);
-    bind_csr_project<Index, uint8_t>(module);
+bool project_counts(const std::string& dtype, Address indptr, Address indices, Address data, int64_t E, int64_t N,
+                    const rvqa::Projection& projection, int threads, Address hidden) {
+    const auto run = dtype == "float32"   ? &project<Index, float>
+                     : dtype == "float64" ? &project<Index, double>
+                     : dtype == "int32"   ? &project<Index, int32_t>
+                     : dtype == "uint32"  ? &project<Index, uint32_t>
+                     : dtype == "uint16"  ? &project<Index, uint16_t>
+                     : dtype == "uint8"   ? &project<Index, uint8_t>
+                                          : nullptr;
+    if (!run) throw std::invalid_argument("no counts of dtype " + dtype);
+    return run(indptr, indices, data, E, N, projection, threads, hidden);
+}
+
+bool csr_project(Address indptr, Address indices, const std::string& index_dtype, Address data,
+                 const std::string& count_dtype, int64_t E, int64_t N, Address weight, Address bias, int64_t G,
+                 int64_t H, double target_sum, Address column_map, int64_t columns, Address library, int threads,
+                 Address hidden) {
+    const rvqa::Projection projection{at<float>(weight),       at<float>(bias), G, H, target_sum,
+                                      at<int32_t>(column_map), columns,         at<double>(library)};
+    const auto run = index_dtype == "int64" ? &project_counts<int64_t> : &project_counts<int32_t>;
+    return run(count_dtype, indptr, indices, data, E, N, projection, threads, hidden);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
     module.doc() = "Native CPU kernels of rvqa; use them through rvqa.kernels.ops.";
-    module.def("residual_quantize", &residual_quantize, py::arg("x").noconvert(), py::arg("codebooks").noconvert(),
-               py::arg("levels"), py::arg("threads"));
-    module.def("nearest_codeword", &nearest_codeword, py::arg("x").noconvert(), py::arg("codebooks").noconvert(),
-               py::arg("threads"));
-    module.def("decode", &decode, py::arg("codes").noconvert(), py::arg("codebooks").noconvert(), py::arg("threads"));
-    bind_csr_project_counts<int32_t>(module);
-    bind_csr_project_counts<int64_t>(module);
+    const auto release = py::call_guard<py::gil_scoped_release>();
+    module.def("isa", [] { return rvqa::kernels().name; });
+    module.def("packed_size", &rvqa::packed_size);
+    module.def(
+        "prepare",
+        [](Address codebooks, int64_t M, int64_t K, int64_t D, Address packed) {
+            rvqa::prepare(at<float>(codebooks), M, K, D, at<uint8_t>(packed));
+        },
+        release);
+    module.def("residual_quantize", &residual_quantize);
+    module.def("nearest_codeword", &nearest_codeword);
+    module.def("residual_norms", [](Address x, int64_t N, int64_t stride, const std::string& dtype, Address codes,
+                                    Address packed, int64_t size, const Sizes& sizes, int64_t levels, int threads,
+                                    Address norms) {
+        const rvqa::Rows rows{at<void>(x), N, stride, real(dtype)};
+        const py::gil_scoped_release unlocked;
+        rvqa::residual_norms(rows, at<uint8_t>(codes), tables(packed, size, sizes), levels, threads,
+                             at<float>(norms));
+    });
+    module.def(
+        "decode",
+        [](Address codes, int64_t stride, int64_t N, int64_t levels, Address codebooks, int64_t K, int64_t D,
+           int threads, Address out) {
+            return rvqa::decode(at<uint8_t>(codes), stride, N, levels, at<float>(codebooks), K, D, threads,
+                                at<float>(out));
+        },
+        release);
+    module.def("csr_project", &csr_project);
+
+    // Floors that benches measure.
+    module.def(
+        "multiply_add",
+        [](int64_t rounds, int threads) {
+            rvqa::parallel(threads, 1, threads, [&](int64_t, int64_t) { rvqa::kernels().multiply_add(rounds); });
+            return 2.0 * 16 * rvqa::kernels().lanes * double(rounds) * threads;
+        },
+        release);
+    module.def(
+        "gather_multiply_add",
+        [](Address indptr, Address indices, Address values, Address weight, int64_t N, int64_t H, int threads,
+           Address out) {
+            rvqa::parallel(N, 64, threads, [&](int64_t begin, int64_t end) {
+                rvqa::kernels().gather_multiply_add(at<int64_t>(indptr) + begin, at<int32_t>(indices),
+                                                    at<float>(values), at<float>(weight), end - begin, H,
+                                                    at<float>(out) + begin * H);
+            });
+        },
+        release);
 }

@@ -1,4 +1,4 @@
-"""The one door to the kernels: four functions, each a `torch.library` operator `rvqa::...` behind a checked wrapper.
+"""The one door to the kernels: a few functions, each a `torch.library` operator `rvqa::...` behind a checked wrapper.
 
 What is known without reading a tensor (shapes, dtypes) is checked in the wrappers; what needs its values (NaN, ranges)
 inside the operators, which `torch.compile` does not look into. Backends get valid, contiguous input and are chosen by
@@ -6,28 +6,28 @@ inside the operators, which `torch.compile` does not look into. Backends get val
 every result; all backends on a CPU return the same bits.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rvqa.errors import InputError
-from rvqa.kernels import registry
+from rvqa.kernels import checks, registry
 
 MAX_LEVELS = 256
 MAX_CODEWORDS = 256
 """Largest codebook of `residual_quantize`, whose codes are uint8."""
 
+NO_CODE = 255
+"""In every level of a row with NaN or infinity that `residual_quantize` marks."""
+
 MAX_NEAREST = 65_536
 """Largest codebook of `nearest_codeword`."""
 
-MIN_COUNT, MAX_COUNT = 2.0**-149, 2.0**53
-"""Range of a count that is not zero: the smallest float32, and the last point where float64 knows all integers."""
-
 _LATENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INDEX_DTYPES = (torch.int32, torch.int64)
-_UNSIGNED = (torch.uint8, torch.uint16)
-_COUNT_DTYPES = (torch.float32, torch.float64, torch.int32, *_UNSIGNED)
+_COUNT_DTYPES = (torch.float32, torch.float64, torch.int32, torch.uint8, torch.uint16, torch.uint32)
 
 
 class Tables(NamedTuple):
@@ -35,6 +35,9 @@ class Tables(NamedTuple):
 
     codebooks_MKD: Tensor
     """Codewords, float32 [M, K, D], contiguous and finite."""
+
+    packed: Tensor
+    """What the backend makes of them, uint8; of its own layout, empty where it needs nothing."""
 
 
 def prepare(codebooks: Tensor) -> Tables:
@@ -55,7 +58,7 @@ def prepare(codebooks: Tensor) -> Tables:
     rvqa.errors.InputError
         A `ValueError`: wrong type, dtype or shape, or values that are not finite.
     """
-    _require_dtype("codebooks", codebooks, (torch.float32,))
+    checks.require_dtype("codebooks", codebooks, (torch.float32,))
     if codebooks.ndim != 3:
         raise InputError(f"codebooks have shape {tuple(codebooks.shape)}; expected three axes [M, K, D]")
     M, K, D = codebooks.shape
@@ -64,11 +67,14 @@ def prepare(codebooks: Tensor) -> Tables:
             f"codebooks have shape [M={M}, K={K}, D={D}]; expected 1 <= M <= {MAX_LEVELS} levels, "
             f"1 <= K <= {MAX_CODEWORDS} codewords and D >= 1"
         )
-    _require_finite("codebooks", codebooks.reshape(M * K, D), "codeword (level * K + index)")
-    return Tables(codebooks.detach().clone(memory_format=torch.contiguous_format))
+    checks.require_finite("codebooks", codebooks.reshape(M * K, D), "codeword (level * K + index)")
+    own = codebooks.detach().clone(memory_format=torch.contiguous_format)
+    return Tables(own, registry.dispatch("pack", own.device)(own))
 
 
-def residual_quantize(x: Tensor, tables: Tables, levels: int | None = None) -> Tensor:
+def residual_quantize(
+    x: Tensor, tables: Tables, levels: int | None = None, *, not_finite: Literal["raise", "mark"] = "raise"
+) -> Tensor:
     """Codes of latents: at every level the exactly nearest codeword to what the earlier levels left over.
 
     Parameters
@@ -79,6 +85,9 @@ def residual_quantize(x: Tensor, tables: Tables, levels: int | None = None) -> T
         Result of `prepare`.
     levels
         Number of leading levels to encode; all M by default.
+    not_finite
+        What to do about rows with NaN or infinity: "raise", or "mark" them with 255 in every level, which `decode`
+        refuses (K < 256 only).
 
     Returns
     -------
@@ -89,17 +98,53 @@ def residual_quantize(x: Tensor, tables: Tables, levels: int | None = None) -> T
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype or shape, `levels` outside 1..M, or NaN or infinity (number of rows, first row).
+        A `ValueError`: wrong dtype or shape, `levels` outside 1..M, NaN or infinity (number of rows, first row), or
+        "mark" where 255 is a code.
 
     Notes
     -----
     Greedy residual quantization (Chen, Guan & Wang, Sensors 2010), with certified arithmetic: docs/exactness.md.
     """
-    M, _, D = tables.codebooks_MKD.shape
-    _require_dtype("x", x, _LATENT_DTYPES)
-    _require_width("x", x, D)
-    _require_device("x", x, tables.codebooks_MKD)
-    return torch.ops.rvqa.residual_quantize(x, tables.codebooks_MKD, _level_count(levels, M))
+    M, K, D = tables.codebooks_MKD.shape
+    if not_finite not in ("raise", "mark") or (not_finite == "mark" and K > NO_CODE):
+        raise InputError(f"not_finite is {not_finite!r} with K={K}; expected 'raise', or 'mark' with K of at most 255")
+    checks.require_dtype("x", x, _LATENT_DTYPES)
+    checks.require_width("x", x, D)
+    checks.require_device("x", x, tables.codebooks_MKD)
+    mark = not_finite == "mark"
+    return torch.ops.rvqa.residual_quantize.default(x, *tables, _level_count(levels, M), mark)
+
+
+def residual_norms(x: Tensor, codes: Tensor, tables: Tables) -> Tensor:
+    """What each level left over: |x - sum of the codewords so far|.
+
+    Parameters
+    ----------
+    x
+        Latents [N, D], as for `residual_quantize`.
+    codes
+        Their codes, uint8 [N, L] with 1 <= L <= M.
+    tables
+        Result of `prepare`.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [N, L]: residual and squares in float64, in increasing level and column, rounded once; NaN for a row
+        that is not finite.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A `ValueError`: wrong dtype or shape, or a code that is not below K.
+    """
+    checks.require_dtype("x", x, _LATENT_DTYPES)
+    checks.require_width("x", x, tables.codebooks_MKD.shape[2])
+    checks.require_device("x", x, tables.codebooks_MKD)
+    _require_codes_of(codes, tables)
+    if len(codes) != len(x):
+        raise InputError(f"codes have {len(codes)} rows, x has {len(x)}")
+    return torch.ops.rvqa.residual_norms.default(x, codes, *tables)
 
 
 def nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,13 +169,13 @@ def nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     rvqa.errors.InputError
         A `ValueError`: wrong dtype or shape, or values that are not finite.
     """
-    _require_dtype("codebook", codebook, (torch.float32,))
+    checks.require_dtype("codebook", codebook, (torch.float32,))
     if codebook.ndim != 2 or not 1 <= codebook.shape[0] <= MAX_NEAREST or codebook.shape[1] < 1:
         raise InputError(f"codebook has shape {tuple(codebook.shape)}; expected [K, D] with 1 <= K <= {MAX_NEAREST:,}")
-    _require_dtype("x", x, _LATENT_DTYPES)
-    _require_width("x", x, codebook.shape[1])
-    _require_device("x", x, codebook)
-    return torch.ops.rvqa.nearest_codeword(x, codebook)
+    checks.require_dtype("x", x, _LATENT_DTYPES)
+    checks.require_width("x", x, codebook.shape[1])
+    checks.require_device("x", x, codebook)
+    return torch.ops.rvqa.nearest_codeword.default(x, codebook)
 
 
 def decode(codes: Tensor, tables: Tables, levels: int | None = None) -> Tensor:
@@ -155,12 +200,39 @@ def decode(codes: Tensor, tables: Tables, levels: int | None = None) -> Tensor:
     rvqa.errors.InputError
         A `ValueError`: wrong dtype or shape, `levels` outside 1..L, or a code that is not below K (number and first).
     """
-    M = tables.codebooks_MKD.shape[0]
-    _require_dtype("codes", codes, (torch.uint8,))
-    if codes.ndim != 2 or not 1 <= codes.shape[1] <= M:
-        raise InputError(f"codes have shape {tuple(codes.shape)}; expected [N, levels] with 1 to {M} levels")
-    _require_device("codes", codes, tables.codebooks_MKD)
-    return torch.ops.rvqa.decode(codes, tables.codebooks_MKD, _level_count(levels, codes.shape[1]))
+    _require_codes_of(codes, tables)
+    return torch.ops.rvqa.decode.default(codes, tables.codebooks_MKD, _level_count(levels, codes.shape[1]))
+
+
+def fold(tables: Tables, weight: Tensor, bias: Tensor) -> Tables:
+    """Absorb a linear layer behind the latent into the codewords: `decode` then gives the layer's output.
+
+    Parameters
+    ----------
+    tables
+        Result of `prepare`.
+    weight
+        float32 [H, D], as `torch.nn.Linear` holds it.
+    bias
+        float32 [H]; goes into the first level.
+
+    Returns
+    -------
+    Tables
+        M x K rows of width H: sums of them are `latent @ weight.T + bias` up to the rounding of float32. For `decode`
+        only.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A `ValueError`: shapes that do not fit.
+    """
+    M, K, D = tables.codebooks_MKD.shape
+    if weight.ndim != 2 or weight.shape[1] != D or bias.shape != weight.shape[:1]:
+        raise InputError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit as [H, {D}] and [H]")
+    rows_MKH = tables.codebooks_MKD.double() @ weight.detach().double().T
+    rows_MKH[0] += bias.detach().double()
+    return Tables(rows_MKH.float(), tables.packed.new_empty(0))
 
 
 def csr_project(
@@ -184,7 +256,7 @@ def csr_project(
     indices
         Column of every stored entry, int32 or int64 [E], in any order; repeated columns are added up.
     data
-        Raw counts, float32, float64, int32, uint8 or uint16 [E]; zero, or between 2^-149 and 2^53.
+        Raw counts, float32, float64, int32, uint8, uint16 or uint32 [E]; zero, or between 2^-149 and 2^53.
     weight
         float32 [G, H]. Standardisation of genes is folded into it.
     bias
@@ -209,20 +281,20 @@ def csr_project(
         A `ValueError`: wrong dtype or shape, pointers or columns out of range, counts that are negative or not finite,
         or a library size that is negative, not finite, or 0 in a row with counts.
     """
-    _require_dtype("indptr", indptr, _INDEX_DTYPES)
-    _require_dtype("indices", indices, _INDEX_DTYPES)
-    _require_dtype("data", data, _COUNT_DTYPES)
-    _require_dtype("weight", weight, (torch.float32,))
-    _require_dtype("bias", bias, (torch.float32,))
+    checks.require_dtype("indptr", indptr, _INDEX_DTYPES)
+    checks.require_dtype("indices", indices, _INDEX_DTYPES)
+    checks.require_dtype("data", data, _COUNT_DTYPES)
+    checks.require_dtype("weight", weight, (torch.float32,))
+    checks.require_dtype("bias", bias, (torch.float32,))
     tensors = {"indptr": indptr, "indices": indices, "data": data, "bias": bias}
     if column_map is not None:
-        _require_dtype("column_map", column_map, _INDEX_DTYPES)
+        checks.require_dtype("column_map", column_map, _INDEX_DTYPES)
         tensors["column_map"] = column_map
     if library_size is not None:
-        _require_dtype("library_size", library_size, (torch.float32, torch.float64))
+        checks.require_dtype("library_size", library_size, (torch.float32, torch.float64))
         tensors["library_size"] = library_size
     for name, tensor in tensors.items():
-        _require_device(name, tensor, weight)
+        checks.require_device(name, tensor, weight)
         if tensor.ndim != 1:
             raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected one axis")
     if weight.ndim != 2 or bias.shape[0] != weight.shape[1]:
@@ -234,56 +306,100 @@ def csr_project(
         )
     if library_size is not None and library_size.shape[0] != indptr.shape[0] - 1:
         raise InputError(f"library_size has {library_size.shape[0]} entries for {indptr.shape[0] - 1} rows")
-    if not 0 < target_sum <= MAX_COUNT:
+    if not 0 < target_sum <= checks.MAX_COUNT:
         raise InputError(f"target_sum is {target_sum}; expected a number of counts above 0, such as 1e4")
-    return torch.ops.rvqa.csr_project(indptr, indices, data, weight, bias, float(target_sum), column_map, library_size)
+    if weight.shape[0] > checks.MAX_GENES:
+        raise InputError(f"weight has {weight.shape[0]:,} rows; expected at most {checks.MAX_GENES:,}")
+    return torch.ops.rvqa.csr_project.default(
+        indptr, indices, data, weight, bias, float(target_sum), column_map, library_size
+    )
 
 
-@torch.library.custom_op("rvqa::residual_quantize", mutates_args=())
-def _residual_quantize(x: Tensor, codebooks: Tensor, levels: int) -> Tensor:
-    x_ND = x.detach().float().contiguous()
-    _require_finite("x", x_ND, "row")
-    return registry.dispatch("residual_quantize", x.device)(x_ND, codebooks.detach(), levels)
+# ---- operators: valid shapes and dtypes in, values checked here or by the backend ------------------------------------
+
+_library = torch.library.Library("rvqa", "DEF")
 
 
-@_residual_quantize.register_fake
-def _(x: Tensor, codebooks: Tensor, levels: int) -> Tensor:
+def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as operator `rvqa::name` for every device, with the shapes of its result."""
+
+    def register(run: Callable[..., Any]) -> Callable[..., Any]:
+        name = schema.split("(")[0]
+        _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        _library.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rvqa::{name}", fake, lib=_library)
+        return run
+
+    return register
+
+
+def _fake_codes(x: Tensor, codebooks: Tensor, packed: Tensor, levels: int, mark: bool) -> Tensor:  # noqa: FBT001
     return x.new_empty((x.shape[0], levels), dtype=torch.uint8)
 
 
-@torch.library.custom_op("rvqa::nearest_codeword", mutates_args=())
-def _nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    x_ND, codebook_KD = x.detach().float().contiguous(), codebook.detach().contiguous()
-    _require_finite("x", x_ND, "row")
-    _require_finite("codebook", codebook_KD, "codeword")
-    return registry.dispatch("nearest_codeword", x.device)(x_ND, codebook_KD)
+@_operator("residual_quantize(Tensor x, Tensor codebooks, Tensor packed, int levels, bool mark) -> Tensor", _fake_codes)
+def _residual_quantize(x: Tensor, codebooks: Tensor, packed: Tensor, levels: int, mark: bool) -> Tensor:  # noqa: FBT001
+    run = registry.dispatch("residual_quantize", x.device)
+    codes_NM, wrong, first = run(_rows(x), Tables(codebooks, packed), levels)
+    if wrong and not mark:
+        raise InputError(f"x has NaN or infinity in {wrong} of {len(x)} rows, first in row {first}")
+    return codes_NM
 
 
-@_nearest_codeword.register_fake
-def _(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("rvqa::decode", mutates_args=())
-def _decode(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
-    codes_NM = codes[:, :levels].contiguous()
-    K = codebooks.shape[1]
-    wrong_NM = codes_NM > K - 1
-    if bool(wrong_NM.any()):
-        row, level = torch.nonzero(wrong_NM)[0].tolist()
-        raise InputError(
-            f"{int(wrong_NM.sum()):,} codes are not below K={K}; the first is {int(codes_NM[row, level])} in row {row} "
-            f"at level {level}. Were they made with another model? Encode the cells again."
-        )
-    return registry.dispatch("decode", codes.device)(codes_NM, codebooks.detach(), levels)
+@_operator("nearest_codeword(Tensor x, Tensor codebook) -> (Tensor, Tensor)", _fake_nearest)
+def _nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    checks.require_finite("codebook", codebook, "codeword")
+    run = registry.dispatch("nearest_codeword", x.device)
+    index_N, distance_N, wrong, first = run(_rows(x), codebook.detach().contiguous())
+    if wrong:
+        raise InputError(f"x has NaN or infinity in {wrong} of {len(x)} rows, first in row {first}")
+    return index_N, distance_N
 
 
-@_decode.register_fake
-def _(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
+def _fake_norms(x: Tensor, codes: Tensor, codebooks: Tensor, packed: Tensor) -> Tensor:
+    return x.new_empty(codes.shape, dtype=torch.float32)
+
+
+@_operator("residual_norms(Tensor x, Tensor codes, Tensor codebooks, Tensor packed) -> Tensor", _fake_norms)
+def _residual_norms(x: Tensor, codes: Tensor, codebooks: Tensor, packed: Tensor) -> Tensor:
+    checks.require_codes(codes, codebooks.shape[1])
+    return registry.dispatch("residual_norms", x.device)(_rows(x), codes.contiguous(), Tables(codebooks, packed))
+
+
+def _fake_latents(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
     return codebooks.new_empty((codes.shape[0], codebooks.shape[2]))
 
 
-@torch.library.custom_op("rvqa::csr_project", mutates_args=())
+@_operator("decode(Tensor codes, Tensor codebooks, int levels) -> Tensor", _fake_latents)
+def _decode(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
+    codes_NM = codes[:, :levels]
+    if codes_NM.stride(1) != 1:
+        codes_NM = codes_NM.contiguous()
+    return registry.dispatch("decode", codes.device)(codes_NM, codebooks.detach(), levels)
+
+
+def _fake_hidden(
+    indptr: Tensor,
+    indices: Tensor,
+    data: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target_sum: float,
+    column_map: Tensor | None,
+    library_size: Tensor | None,
+) -> Tensor:
+    return weight.new_empty((indptr.shape[0] - 1, weight.shape[1]))
+
+
+@_operator(
+    "csr_project(Tensor indptr, Tensor indices, Tensor data, Tensor weight, Tensor bias, float target_sum, "
+    "Tensor? column_map, Tensor? library_size) -> Tensor",
+    _fake_hidden,
+)
 def _csr_project(
     indptr: Tensor,
     indices: Tensor,
@@ -297,36 +413,27 @@ def _csr_project(
     indptr, indices, data = indptr.long().contiguous(), indices.contiguous(), data.contiguous()
     weight, bias = weight.detach().contiguous(), bias.detach().contiguous()
     if column_map is not None:
-        column_map = column_map.long().contiguous()
-        _require_range("column_map", column_map, -1, len(weight) - 1, "rows of weight, or -1")
-    _require_rows(indptr, len(data))
-    used = slice(int(indptr[0]), int(indptr[-1]))
-    columns = len(weight) if column_map is None else len(column_map)
-    _require_range("indices", indices[used], 0, columns - 1, "columns")
-    _require_counts("data", data[used])
+        if column_map.dtype == torch.int64:
+            checks.require_range("column_map", column_map, -1, len(weight) - 1, "rows of weight, or -1")
+        column_map = column_map.int().contiguous()
     if library_size is not None:
         library_size = library_size.double().contiguous()
-        _require_counts("library_size", library_size)
-        for row in torch.nonzero(library_size == 0).flatten().tolist():
-            if bool((data[int(indptr[row]) : int(indptr[row + 1])] > 0).any()):
-                raise InputError(f"library_size is 0 in row {row}, which has counts; expected its total counts")
-    return registry.dispatch("csr_project", weight.device)(
-        indptr, indices, data, weight, bias, target_sum, column_map, library_size
-    )
+    arguments = (indptr, indices, data, weight, bias, target_sum, column_map, library_size)
+    return registry.dispatch("csr_project", weight.device)(*arguments)
 
 
-@_csr_project.register_fake
-def _(
-    indptr: Tensor,
-    indices: Tensor,
-    data: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    target_sum: float,
-    column_map: Tensor | None,
-    library_size: Tensor | None,
-) -> Tensor:
-    return weight.new_empty((indptr.shape[0] - 1, weight.shape[1]))
+def _rows(x: Tensor) -> Tensor:
+    """Rows with contiguous columns, at any distance from each other."""
+    x = x.detach()
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _require_codes_of(codes: Tensor, tables: Tables) -> None:
+    M = tables.codebooks_MKD.shape[0]
+    checks.require_dtype("codes", codes, (torch.uint8,))
+    if codes.ndim != 2 or not 1 <= codes.shape[1] <= M:
+        raise InputError(f"codes have shape {tuple(codes.shape)}; expected [N, levels] with 1 to {M} levels")
+    checks.require_device("codes", codes, tables.codebooks_MKD)
 
 
 def _level_count(levels: int | None, available: int) -> int:
@@ -335,61 +442,3 @@ def _level_count(levels: int | None, available: int) -> int:
     if not 1 <= levels <= available:
         raise InputError(f"levels is {levels}; expected 1 to {available}")
     return levels
-
-
-def _require_dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(value, Tensor):
-        raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
-    if value.dtype not in allowed:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise InputError(f"{name} has dtype {str(value.dtype).removeprefix('torch.')}; expected {names}")
-
-
-def _require_width(name: str, value: Tensor, width: int) -> None:
-    if value.ndim != 2 or value.shape[1] != width:
-        raise InputError(f"{name} has shape {tuple(value.shape)}; expected [N, {width}], the width of the codewords")
-
-
-def _require_device(name: str, value: Tensor, other: Tensor) -> None:
-    if value.device != other.device:
-        raise InputError(f"{name} is on {value.device}, the parameters on {other.device}; move one of them with .to()")
-
-
-def _require_finite(name: str, value_ND: Tensor, row: str) -> None:
-    wrong_N = ~torch.isfinite(value_ND).all(1)
-    if bool(wrong_N.any()):
-        first = int(wrong_N.nonzero()[0])
-        raise InputError(
-            f"{name} has NaN or infinity in {int(wrong_N.sum())} of {len(wrong_N)} rows, first in {row} {first}"
-        )
-
-
-def _require_range(name: str, value: Tensor, low: int, high: int, meaning: str) -> None:
-    if len(value) == 0:
-        return
-    least, most = (int(v) for v in torch.aminmax(value))
-    if least < low or most > high:
-        raise InputError(f"{name} has values from {least} to {most}; expected {low} to {high} ({meaning})")
-
-
-def _require_rows(indptr: Tensor, entries: int) -> None:
-    if bool((indptr[1:] < indptr[:-1]).any()) or int(indptr[0]) < 0 or int(indptr[-1]) > entries:
-        raise InputError(
-            f"indptr runs from {int(indptr[0])} to {int(indptr[-1])} for {entries} entries; expected non-decreasing "
-            "row pointers within them"
-        )
-
-
-def _require_counts(name: str, value: Tensor) -> None:
-    if value.dtype in _UNSIGNED or len(value) == 0:
-        return
-    least, most = (float(v) for v in torch.aminmax(value))
-    tiny = value.dtype == torch.float64 and bool(((value > 0) & (value < MIN_COUNT)).any())
-    if least >= 0 and most <= MAX_COUNT and not tiny:
-        return
-    wrong = ~((value == 0) | ((value >= MIN_COUNT) & (value <= MAX_COUNT)))
-    first = int(wrong.nonzero()[0])
-    raise InputError(
-        f"{name} has {int(wrong.sum())} values that are negative, not finite or no counts; the first is "
-        f"{value[first].item()} at position {first}. Expected raw counts: 0, or between 2^-149 and 2^53"
-    )

@@ -23,7 +23,7 @@ with a rounding after every operation and no fused multiply-add. A row without c
 
 **Decoding** adds codewords in float32, level by level: ((c_0 + c_1) + c_2) + ...
 
-Inputs are taken to be valid; `rvqa.kernels.ops` checks them. Memory: blocks of rows, about 100 MB besides the output.
+Shapes and dtypes are taken to be valid: `rvqa.kernels.ops` checks them. Memory: blocks of rows, about 100 MB besides the output.
 The default floating-point environment is assumed (no `torch.set_flush_denormal`).
 """
 
@@ -32,6 +32,8 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+
+from rvqa.kernels.checks import require_codes, require_projectable
 
 _BLOCK = 1 << 20
 """Elements of the largest temporary of a block of rows."""
@@ -51,8 +53,15 @@ _ATANH = [2.0 / (2 * n + 1) for n in range(1, 12)]
 """2/3, 2/5, ... 2/23: 2 atanh(s) / s - 2 as a series in s^2 <= 0.0295; what is left out is below 2^-65 of the sum."""
 
 
-def residual_quantize(x_ND: Tensor, codebooks_MKD: Tensor, levels: int) -> Tensor:
-    """Exact greedy codes, uint8 [N, levels], of float32 latents for float32 codebooks with K <= 256."""
+def pack(codebooks_MKD: Tensor) -> Tensor:
+    """Nothing: this backend works on the codebooks as they are."""
+    return torch.empty(0, dtype=torch.uint8, device=codebooks_MKD.device)
+
+
+def residual_quantize(x_ND: Tensor, tables: tuple[Tensor, Tensor], levels: int) -> tuple[Tensor, int, int]:
+    """Exact greedy codes, uint8 [N, levels]; the number of rows with NaN or infinity, coded 255, and the first."""
+    codebooks_MKD = tables[0]
+    x_ND, wrong_N, wrong, first = _finite(x_ND)
     codes_NM = torch.empty(x_ND.shape[0], levels, dtype=torch.uint8, device=x_ND.device)
     repeated_MK = [_repeated(codebook_KD) for codebook_KD in codebooks_MKD[:levels]]
     for rows in _row_blocks(x_ND, codebooks_MKD.shape[1]):
@@ -64,14 +73,18 @@ def residual_quantize(x_ND: Tensor, codebooks_MKD: Tensor, levels: int) -> Tenso
             c_KD = codebooks_MKD[m].double()
             r_ND = r_ND - c_KD[code_N]
             reach_N = reach_N + c_KD.norm(dim=1)[code_N]
-    return codes_NM
+    codes_NM[wrong_N] = 255
+    return codes_NM, wrong, first
 
 
-def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor, int, int]:
     """Index int64 [N] of the exactly nearest codeword and its squared distance float32 [N].
 
-    The distance is the float64 sum of (x_d - c_d)^2 in increasing d, every operation rounded, rounded once to float32.
+    The distance is the float64 sum of (x_d - c_d)^2, every operation rounded: eight sums over d % 8 in increasing d,
+    then ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)), rounded once to float32. Rows with NaN or infinity get -1 and NaN;
+    their number and the first follow.
     """
+    x_ND, wrong_N, wrong, first = _finite(x_ND)
     index_N = torch.empty(x_ND.shape[0], dtype=torch.int64, device=x_ND.device)
     distance_N = torch.empty(x_ND.shape[0], dtype=torch.float32, device=x_ND.device)
     repeated_K = _repeated(codebook_KD)
@@ -80,16 +93,34 @@ def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]
         no_codes_N0 = torch.empty(len(r_ND), 0, dtype=torch.uint8, device=x_ND.device)
         code_N = _argmin(x_ND[rows], r_ND, r_ND.norm(dim=1), codebook_KD[None], no_codes_N0, repeated_K)
         index_N[rows] = code_N
-        gap_DN = (r_ND - codebook_KD[code_N].double()).T.contiguous()
-        total_N = torch.zeros_like(gap_DN[0])
-        for gap_N in gap_DN:
-            total_N = total_N + gap_N * gap_N
-        distance_N[rows] = total_N.float()
-    return index_N, distance_N
+        gap_ND = torch.nn.functional.pad(r_ND - codebook_KD[code_N].double(), (0, -r_ND.shape[1] % 8))
+        sum_N8 = torch.zeros(len(gap_ND), 8, dtype=torch.float64, device=x_ND.device)
+        for gap_N8 in gap_ND.split(8, dim=1):
+            sum_N8 = sum_N8 + gap_N8 * gap_N8
+        four = sum_N8[:, :4] + sum_N8[:, 4:]
+        two = four[:, :2] + four[:, 2:]
+        distance_N[rows] = (two[:, 0] + two[:, 1]).float()
+    index_N[wrong_N], distance_N[wrong_N] = -1, torch.nan
+    return index_N, distance_N, wrong, first
+
+
+def residual_norms(x_ND: Tensor, codes_NM: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """|x - sum of the codewords up to each level|, float32 [N, M]: float64, in increasing level and column."""
+    r_ND = x_ND.double()
+    norms_NM = torch.empty(codes_NM.shape, dtype=torch.float32, device=x_ND.device)
+    for m in range(codes_NM.shape[1]):
+        r_ND = r_ND - tables[0][m].double()[codes_NM[:, m].long()]
+        total_N = torch.zeros_like(r_ND[:, 0])
+        for r_N in r_ND.T:
+            total_N = total_N + r_N * r_N
+        norms_NM[:, m] = total_N.sqrt().float()
+    norms_NM[~torch.isfinite(x_ND).all(1)] = torch.nan
+    return norms_NM
 
 
 def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int) -> Tensor:
     """Sum of codewords, float32 [N, D], added in float32 level by level."""
+    require_codes(codes_NM, codebooks_MKD.shape[1])
     out_ND = codebooks_MKD[0][codes_NM[:, 0].long()]
     for m in range(1, levels):
         out_ND = out_ND + codebooks_MKD[m][codes_NM[:, m].long()]
@@ -107,7 +138,7 @@ def csr_project(
     library_size: Tensor | None = None,
 ) -> Tensor:
     """Rows of counts to float32 [N, H]: size factor, log1p and first linear layer, in the order defined above."""
-    indptr = indptr.long()
+    require_projectable(indptr, indices, data, len(W_GH), column_map, library_size)
     hidden_NH = torch.empty(len(indptr) - 1, len(bias_H), dtype=torch.float32, device=W_GH.device)
     for start in range(0, len(hidden_NH), 1024):
         rows = slice(start, min(start + 1024, len(hidden_NH)))
@@ -153,6 +184,16 @@ def log1p(y: Tensor) -> Tensor:
         poly = poly + coefficient
     rest = s * (f - z * poly) - (k * _LN2_LO + correction)
     return k * _LN2_HI + (f - rest)
+
+
+def _finite(x_ND: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """Rows as float32, with zeros for those that are not finite; which these are, how many, and the first or -1."""
+    x_ND = x_ND.float()
+    wrong_N = ~torch.isfinite(x_ND).all(1)
+    wrong = int(wrong_N.sum())
+    if wrong == 0:
+        return x_ND, wrong_N, 0, -1
+    return x_ND.masked_fill(wrong_N[:, None], 0.0), wrong_N, wrong, int(wrong_N.nonzero()[0])
 
 
 def _row_blocks(x_ND: Tensor, codewords: int) -> list[slice]:

@@ -19,7 +19,7 @@ import torch
 
 from rvqa.errors import InputError
 
-OPERATIONS = ("residual_quantize", "nearest_codeword", "decode", "csr_project")
+OPERATIONS = ("pack", "residual_quantize", "nearest_codeword", "residual_norms", "decode", "csr_project")
 
 _MODULES = {"reference": "rvqa.kernels.reference", "cpu": "rvqa.kernels.cpu"}
 

@@ -11,7 +11,7 @@ import torch
 from rvqa.kernels import ops, reference
 
 GENES, HIDDEN = 50, 19
-COUNT_DTYPES = [torch.float32, torch.float64, torch.int32, torch.uint8, torch.uint16]
+COUNT_DTYPES = [torch.float32, torch.float64, torch.int32, torch.uint8, torch.uint16, torch.uint32]
 
 
 def parameters(genes=GENES, hidden=HIDDEN):

@@ -8,13 +8,15 @@ from rvqa.kernels import ops, reference
 from tests.kernels.exact import FAMILIES, exact_codes, natural
 
 
-def sequential_distance(x_D: torch.Tensor, c_D: torch.Tensor) -> np.float32:
+def defined_distance(x_D: torch.Tensor, c_D: torch.Tensor) -> np.float32:
     """The definition of the distance: Python floats are float64, one rounding an operation."""
-    total = 0.0
-    for x, c in zip(x_D.tolist(), c_D.tolist(), strict=True):
-        total += (x - c) * (x - c)
+    total = [0.0] * 8
+    for d, (x, c) in enumerate(zip(x_D.tolist(), c_D.tolist(), strict=True)):
+        total[d % 8] += (x - c) * (x - c)
     with np.errstate(over="ignore"):
-        return np.float32(total)
+        return np.float32(
+            ((total[0] + total[4]) + (total[2] + total[6])) + ((total[1] + total[5]) + (total[3] + total[7]))
+        )
 
 
 @pytest.mark.parametrize("N", [1, 33, 129, 1025])
@@ -24,7 +26,7 @@ def test_natural_rows_are_exact(backend, N, D):
     index, distance = ops.nearest_codeword(x, codebooks[0])
     assert (index.dtype, distance.dtype) == (torch.int64, torch.float32)
     assert torch.equal(index, exact_codes(x, codebooks)[:, 0])
-    right = [sequential_distance(row, codebooks[0, k]) for row, k in zip(x, index.tolist(), strict=True)]
+    right = [defined_distance(row, codebooks[0, k]) for row, k in zip(x, index.tolist(), strict=True)]
     assert distance.numpy().tobytes() == np.array(right, dtype=np.float32).tobytes()
 
 
@@ -33,7 +35,7 @@ def test_adversarial_rows_are_exact(backend, family):
     x, codebooks = FAMILIES[family]()
     index, distance = ops.nearest_codeword(x, codebooks[0])
     assert torch.equal(index, exact_codes(x, codebooks[:1])[:, 0])
-    right = [sequential_distance(row, codebooks[0, k]) for row, k in zip(x, index.tolist(), strict=True)]
+    right = [defined_distance(row, codebooks[0, k]) for row, k in zip(x, index.tolist(), strict=True)]
     assert distance.numpy().tobytes() == np.array(right, dtype=np.float32).tobytes()
 
 

@@ -35,8 +35,10 @@ def operator_calls():
     x, codebooks = natural(9, 3, 8, 5)
     codes = torch.zeros(9, 3, dtype=torch.uint8)
     weight, bias = torch.ones(4, 6), torch.zeros(6)
+    tables = ops.prepare(codebooks)
     return {
-        "residual_quantize": (x, codebooks, 2),
+        "residual_quantize": (x, *tables, 2, False),
+        "residual_norms": (x, codes, *tables),
         "nearest_codeword": (x, codebooks[0]),
         "decode": (codes, codebooks, 2),
         "csr_project": (*sparse(), weight, bias, 1e4, torch.tensor([0, -1, 3]), torch.ones(2)),
@@ -84,7 +86,7 @@ def test_cpu_backend_refuses_other_devices(monkeypatch):
         registry.select(torch.device("cuda:0"))
 
 
-@pytest.mark.parametrize("operation", registry.OPERATIONS)
+@pytest.mark.parametrize("operation", operator_calls())
 def test_opcheck(backend, operation):
     torch.library.opcheck(getattr(torch.ops.rvqa, operation), operator_calls()[operation])
 
@@ -104,6 +106,19 @@ def test_compiles_in_one_graph(backend, dtype):
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(*arguments)
     for got, right in zip(compiled, model(*arguments), strict=True):
         assert torch.equal(got, right)
+
+
+def test_tables_of_another_backend_will_do(monkeypatch):
+    if registry.backends()["cpu"] is not None:
+        pytest.skip("the native module was not built")
+    x, codebooks = natural(9, 3, 8, 5)
+    codes = []
+    for makes, runs in (("reference", "cpu"), ("cpu", "reference")):
+        monkeypatch.setenv("RVQA_BACKEND", makes)
+        tables = ops.prepare(codebooks)
+        monkeypatch.setenv("RVQA_BACKEND", runs)
+        codes.append(ops.residual_quantize(x, tables))
+    assert torch.equal(*codes)
 
 
 def test_importing_the_package_imports_no_torch():

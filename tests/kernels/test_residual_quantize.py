@@ -50,7 +50,9 @@ def test_families_mislead_floating_point():
 @pytest.mark.parametrize(("M", "K", "D"), [(8, 32, 64), (2, 256, 16), (1, 1, 1), (256, 2, 3)])
 def test_backends_agree(backend, M, K, D):
     x, codebooks = natural(700, M, K, D, seed=20)
-    assert torch.equal(ops.residual_quantize(x, ops.prepare(codebooks)), reference.residual_quantize(x, codebooks, M))
+    tables = ops.prepare(codebooks)
+    right, _, _ = reference.residual_quantize(x, tables, M)
+    assert torch.equal(ops.residual_quantize(x, tables), right)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -111,6 +113,52 @@ def test_fewer_levels_are_a_prefix(backend):
     x, codebooks = natural(40, 5, 16, 8)
     tables = ops.prepare(codebooks)
     assert torch.equal(ops.residual_quantize(x, tables, levels=2), ops.residual_quantize(x, tables)[:, :2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_than_2_to_the_31_elements(backend, dtype):
+    """One row, repeated by a stride of 0: the last one is where 32-bit offsets would have wrapped."""
+    if backend != "cpu":
+        pytest.skip("too slow")
+    row, codebooks = natural(1, 1, 32, 1024)
+    x = row.to(dtype).expand(2**21 + 100, 1024)
+    tables = ops.prepare(codebooks)
+    codes = ops.residual_quantize(x, tables)
+    assert x.numel() > 2**31
+    assert torch.equal(codes, ops.residual_quantize(x[:1], tables).expand(len(x), 1))
+
+
+def test_norms_of_what_is_left(backend):
+    x, codebooks = natural(70, 4, 32, 33)
+    tables = ops.prepare(codebooks)
+    codes = ops.residual_quantize(x, tables)
+    norms = ops.residual_norms(x, codes, tables)
+    residual = x.double()
+    for m in range(4):
+        residual = residual - codebooks[m].double()[codes[:, m].long()]
+        torch.testing.assert_close(norms[:, m], residual.norm(dim=1).float(), rtol=1e-6, atol=0)
+    right = reference.residual_norms(x, codes, tables)
+    assert torch.equal(norms, right)
+    assert torch.equal(ops.residual_norms(x, codes[:, :2], tables), right[:, :2])
+    with pytest.raises(ValueError, match="not below K=32"):
+        ops.residual_norms(x, codes + 100, tables)
+    with pytest.raises(ValueError, match="codes have 3 rows, x has 70"):
+        ops.residual_norms(x, codes[:3], tables)
+
+
+def test_rows_that_are_not_finite_can_be_marked(backend):
+    x, codebooks = natural(40, 2, 4, 8)
+    x[3, 1], x[17, 0] = float("nan"), float("-inf")
+    tables = ops.prepare(codebooks)
+    codes = ops.residual_quantize(x, tables, not_finite="mark")
+    whole = torch.isfinite(x).all(1)
+    assert codes[~whole].eq(255).all()
+    assert torch.equal(codes[whole], ops.residual_quantize(x[whole], tables))
+    assert ops.residual_norms(x[whole], codes[whole], tables).isfinite().all()
+    with pytest.raises(ValueError, match="255"):
+        ops.decode(codes, tables)
+    with pytest.raises(ValueError, match="K=256"):
+        ops.residual_quantize(x, ops.prepare(torch.ones(1, 256, 8)), not_finite="mark")
 
 
 def test_no_rows(backend):

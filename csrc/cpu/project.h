@@ -1,0 +1,36 @@
+// Sparse rows of counts to the first hidden layer: hidden = bias + log1p(counts * target_sum / library) @ W, in one fixed
+// order of IEEE operations per row (kernels/reference.py defines it), so that a row's bits depend on that row alone.
+//
+// Memory a thread: O(G), and 16 bytes for each entry of a block of 128 rows.
+#pragma once
+
+#include <cstdint>
+
+namespace rvqa {
+
+// Rows of a CSR matrix; indptr[N + 1] holds positions in indices and data, which have E entries.
+template <class Index, class Count>
+struct Sparse {
+    const int64_t* indptr;
+    const Index* indices;
+    const Count* data;
+    int64_t E, N;
+};
+
+struct Projection {
+    const float* W;             // [G, H], G <= 2^24
+    const float* bias;          // [H]
+    int64_t G, H;
+    double target_sum;
+    const int32_t* column_map;  // [columns]: column of the counts -> row of W or -1; null: the same
+    int64_t columns;
+    const double* library;      // total count of each row, above 0 wherever there are counts; null: sum of all entries
+};
+
+// hidden[N, H]. False, and nothing of use in hidden, where the input is not valid: row pointers that decrease or leave
+// the entries, columns or mapped rows out of range, a count that is not 0 or in [2^-149, 2^53], a library size that is
+// not in that range, or 0 in a row with counts. Nothing outside the arrays is read then.
+template <class Index, class Count>
+bool csr_project(const Sparse<Index, Count>& rows, const Projection& projection, int threads, float* hidden);
+
+}  // namespace rvqa

@@ -1,0 +1,131 @@
+"""What only the native backend has: instruction sets, threads that survive fork and spawn, large sizes."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from rvqa.kernels import ops, registry
+from tests.kernels.exact import natural
+
+if registry.backends()["cpu"] is not None:
+    pytest.skip("the native module was not built", allow_module_level=True)
+
+FINGERPRINT = """
+import hashlib, torch
+from rvqa.kernels import cpu, ops
+from tests.kernels.exact import FAMILIES, natural
+from tests.kernels.test_csr_project import counts
+
+digest = hashlib.sha256()
+def add(*tensors):
+    for tensor in tensors:
+        digest.update(tensor.numpy().tobytes())
+
+cases = [make() for make in FAMILIES.values()] + [natural(700, 3, K, D) for K in (5, 32, 33, 256) for D in (3, 32, 100)]
+for x, codebooks in cases:
+    tables = ops.prepare(codebooks)
+    codes = ops.residual_quantize(x, tables)
+    add(codes, ops.decode(codes, tables), *ops.nearest_codeword(x, codebooks[0]), ops.residual_norms(x, codes, tables))
+for H in (1, 19, 64, 100, 256):
+    for fractions in (False, True):
+        add(ops.csr_project(*counts(300, fractions=fractions), torch.randn(50, H, generator=torch.Generator().manual_seed(H)), torch.ones(H)))
+print(cpu.isa(), digest.hexdigest())
+"""
+
+
+def fingerprint(isa):
+    environment = {**os.environ, "RVQA_ISA": isa, "RVQA_BACKEND": "cpu"}
+    return subprocess.run([sys.executable, "-c", FINGERPRINT], env=environment, capture_output=True, text=True)
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    """Those that this CPU runs, against one another; `portable` runs anywhere."""
+    runs = {isa: fingerprint(isa) for isa in ("portable", "avx2", "avx512")}
+    results = {}
+    for isa, done in runs.items():
+        if done.returncode:
+            assert isa != "portable", done.stderr
+            assert "this CPU cannot run" in done.stderr or "this build has" in done.stderr, done.stderr
+        else:
+            used, digest = done.stdout.split()
+            assert used == isa
+            results[isa] = digest
+    assert len(set(results.values())) == 1, results
+
+
+def test_an_unknown_instruction_set_is_refused():
+    done = fingerprint("mmx")
+    assert done.returncode
+    assert "RVQA_ISA is mmx; this build has" in done.stderr
+
+
+def problem():
+    x, codebooks = natural(4000, 8, 32, 32)
+    return x, ops.prepare(codebooks)
+
+
+def in_child(expected):
+    torch.set_num_threads(2)
+    sys.exit(0 if torch.equal(ops.residual_quantize(*problem()), expected) else 1)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_works_in_a_child_process(method):
+    """After fork the parent's threads are gone; a pool that waits for them would hang."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = ops.residual_quantize(*problem())
+        child = multiprocessing.get_context(method).Process(target=in_child, args=(expected,))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        torch.set_num_threads(before)
+        if child.is_alive():
+            child.kill()
+
+
+def test_calls_from_many_threads_at_once():
+    torch.set_num_threads(2)
+    x, tables = problem()
+    expected = ops.residual_quantize(x, tables)
+    wrong = []
+
+    def work():
+        for _ in range(10):
+            if not torch.equal(ops.residual_quantize(x, tables), expected):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=work) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(120)
+    assert not wrong
+    assert not any(caller.is_alive() for caller in callers)
+
+
+def test_tables_that_are_none_are_refused():
+    x, tables = problem()
+    other = ops.prepare(torch.ones(8, 32, 64)).packed
+    for packed in (tables.packed[:-64], torch.zeros(100, dtype=torch.uint8), other):
+        with pytest.raises(ValueError, match="no tables"):
+            ops.residual_quantize(x, ops.Tables(tables.codebooks_MKD, packed))
+
+
+def test_a_row_of_the_sparse_matrix_longer_than_a_block():
+    """More entries in one row than a block of 128 rows may have."""
+    n = (1 << 22) + 7
+    genes, hidden = 97, 3
+    indices = torch.arange(n, dtype=torch.int32) % genes
+    weight, bias = torch.randn(genes, hidden), torch.zeros(hidden)
+    once = torch.bincount(indices, minlength=genes)
+    got = ops.csr_project(torch.tensor([0, n, n]), indices, torch.ones(n, dtype=torch.uint8), weight, bias)
+    right = ops.csr_project(torch.tensor([0, genes, genes]), torch.arange(genes), once.int(), weight, bias)
+    assert torch.equal(got, right)
