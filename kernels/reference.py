@@ -61,7 +61,7 @@ def pack(codebooks_MKD: Tensor) -> Tensor:
 def residual_quantize(x_ND: Tensor, tables: tuple[Tensor, Tensor], levels: int) -> tuple[Tensor, int, int]:
     """Exact greedy codes, uint8 [N, levels]; the number of rows with NaN or infinity, coded 255, and the first."""
     codebooks_MKD = tables[0]
-    x_ND, wrong_N, wrong, first = _finite(x_ND)
+    x_ND, wrong_N, wrong, first = finite_rows(x_ND)
     codes_NM = torch.empty(x_ND.shape[0], levels, dtype=torch.uint8, device=x_ND.device)
     repeated_MK = [_repeated(codebook_KD) for codebook_KD in codebooks_MKD[:levels]]
     for rows in _row_blocks(x_ND, codebooks_MKD.shape[1]):
@@ -84,7 +84,7 @@ def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor,
     then ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)), rounded once to float32. Rows with NaN or infinity get -1 and NaN;
     their number and the first follow.
     """
-    x_ND, wrong_N, wrong, first = _finite(x_ND)
+    x_ND, wrong_N, wrong, first = finite_rows(x_ND)
     index_N = torch.empty(x_ND.shape[0], dtype=torch.int64, device=x_ND.device)
     distance_N = torch.empty(x_ND.shape[0], dtype=torch.float32, device=x_ND.device)
     repeated_K = _repeated(codebook_KD)
@@ -93,15 +93,20 @@ def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor,
         no_codes_N0 = torch.empty(len(r_ND), 0, dtype=torch.uint8, device=x_ND.device)
         code_N = _argmin(x_ND[rows], r_ND, r_ND.norm(dim=1), codebook_KD[None], no_codes_N0, repeated_K)
         index_N[rows] = code_N
-        gap_ND = torch.nn.functional.pad(r_ND - codebook_KD[code_N].double(), (0, -r_ND.shape[1] % 8))
-        sum_N8 = torch.zeros(len(gap_ND), 8, dtype=torch.float64, device=x_ND.device)
-        for gap_N8 in gap_ND.split(8, dim=1):
-            sum_N8 = sum_N8 + gap_N8 * gap_N8
-        four = sum_N8[:, :4] + sum_N8[:, 4:]
-        two = four[:, :2] + four[:, 2:]
-        distance_N[rows] = (two[:, 0] + two[:, 1]).float()
+        distance_N[rows] = distance(x_ND[rows], codebook_KD, code_N)
     index_N[wrong_N], distance_N[wrong_N] = -1, torch.nan
     return index_N, distance_N, wrong, first
+
+
+def distance(x_ND: Tensor, codebook_KD: Tensor, index_N: Tensor) -> Tensor:
+    """Squared distance of every row to its codeword, float32 [N], as `nearest_codeword` defines it."""
+    gap_ND = torch.nn.functional.pad(x_ND.double() - codebook_KD[index_N].double(), (0, -x_ND.shape[1] % 8))
+    sum_N8 = torch.zeros(len(gap_ND), 8, dtype=torch.float64, device=x_ND.device)
+    for gap_N8 in gap_ND.split(8, dim=1):
+        sum_N8 = sum_N8 + gap_N8 * gap_N8
+    sum_N4 = sum_N8[:, :4] + sum_N8[:, 4:]
+    sum_N2 = sum_N4[:, :2] + sum_N4[:, 2:]
+    return (sum_N2[:, 0] + sum_N2[:, 1]).float()
 
 
 def residual_norms(x_ND: Tensor, codes_NM: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -186,7 +191,7 @@ def log1p(y: Tensor) -> Tensor:
     return k * _LN2_HI + (f - rest)
 
 
-def _finite(x_ND: Tensor) -> tuple[Tensor, Tensor, int, int]:
+def finite_rows(x_ND: Tensor) -> tuple[Tensor, Tensor, int, int]:
     """Rows as float32, with zeros for those that are not finite; which these are, how many, and the first or -1."""
     x_ND = x_ND.float()
     wrong_N = ~torch.isfinite(x_ND).all(1)

@@ -4,8 +4,9 @@ A backend is a module with the functions of `OPERATIONS`, all with the signature
 
     reference   plain torch, any device, always there
     cpu         the native module `rvqa._native`, CPU tensors
+    triton      Triton kernels, CUDA tensors (CPU tensors under TRITON_INTERPRET=1, for tests)
 
-By default CPU tensors go to `cpu` where it is live, everything else to `reference`. The environment variable
+By default CPU tensors go to `cpu` and CUDA tensors to `triton` where these are live, all else to `reference`. The environment variable
 RVQA_BACKEND names one backend for all calls and raises if that cannot be had: nothing falls back silently.
 """
 
@@ -21,13 +22,16 @@ from rvqa.errors import InputError
 
 OPERATIONS = ("pack", "residual_quantize", "nearest_codeword", "residual_norms", "decode", "csr_project")
 
-_MODULES = {"reference": "rvqa.kernels.reference", "cpu": "rvqa.kernels.cpu"}
+_MODULES = {
+    "reference": "rvqa.kernels.reference",
+    "cpu": "rvqa.kernels.cpu",
+    "triton": "rvqa.kernels.triton_backend",
+}
 
 
-@cache
 def backends() -> dict[str, str | None]:
     """Every backend by name, with None if it is live, or the reason why it is not."""
-    return {name: _reason_absent(module) for name, module in _MODULES.items()}
+    return {name: reason_absent(name) for name in _MODULES}
 
 
 def select(device: torch.device) -> str:
@@ -40,14 +44,17 @@ def select(device: torch.device) -> str:
     """
     forced = os.environ.get("RVQA_BACKEND", "")
     if not forced:
-        return "cpu" if device.type == "cpu" and backends()["cpu"] is None else "reference"
+        wanted = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "reference")
+        return wanted if reason_absent(wanted) is None else "reference"
     if forced not in _MODULES:
         raise InputError(f"RVQA_BACKEND={forced!r} is not a backend; choose one of {', '.join(_MODULES)} or unset it")
-    reason = backends()[forced]
+    reason = reason_absent(forced)
     if reason is not None:
         raise InputError(f"RVQA_BACKEND={forced} cannot be used: {reason}")
     if forced == "cpu" and device.type != "cpu":
         raise InputError(f"RVQA_BACKEND=cpu cannot run on {device} tensors; use .cpu() or unset RVQA_BACKEND")
+    if forced == "triton" and device.type != "cuda" and not function("triton", "INTERPRETED"):
+        raise InputError(f"RVQA_BACKEND=triton cannot run on {device} tensors; use .cuda() or unset RVQA_BACKEND")
     return forced
 
 
@@ -56,15 +63,19 @@ def dispatch(operation: str, device: torch.device) -> Callable[..., Any]:
     return function(select(device), operation)
 
 
-def function(backend: str, operation: str) -> Callable[..., Any]:
+def function(backend: str, operation: str) -> Any:
     """Return the function that runs `operation` on one live backend, for tests and benches that compare them."""
     return getattr(import_module(_MODULES[backend]), operation)
 
 
-def _reason_absent(module: str) -> str | None:
+@cache
+def reason_absent(backend: str) -> str | None:
+    """None if a backend is live, else the reason why it is not; imports that one alone."""
     try:
-        import_module(module)
+        import_module(_MODULES[backend])
     except ImportError as error:
+        if backend != "cpu":
+            return str(error)
         return (
             f"{error}; the native module was not built, or not for this Python. "
             "Install a C++17 compiler and reinstall rvqa with RVQA_BUILD=cpu to see why"

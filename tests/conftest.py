@@ -6,6 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 DATA_FILES = (
     "pbmc3k_10x",

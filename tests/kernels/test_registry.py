@@ -1,5 +1,6 @@
 """Which backend runs, the operators' registration, and what importing costs."""
 
+import importlib
 import subprocess
 import sys
 
@@ -19,12 +20,12 @@ def without_native(monkeypatch):
     def refuse(name):
         if name == "rvqa.kernels.cpu":
             raise ImportError("No module named 'rvqa._native'")
-        return sys.modules[name]
+        return importlib.import_module(name)
 
-    registry.backends.cache_clear()
+    registry.reason_absent.cache_clear()
     monkeypatch.setattr(registry, "import_module", refuse)
     yield
-    registry.backends.cache_clear()
+    registry.reason_absent.cache_clear()
 
 
 def sparse():
@@ -48,7 +49,8 @@ def operator_calls():
 def test_default_is_the_fastest_live_backend(monkeypatch):
     monkeypatch.delenv("RVQA_BACKEND", raising=False)
     assert registry.select(CPU) == ("cpu" if registry.backends()["cpu"] is None else "reference")
-    assert registry.select(torch.device("cuda")) == "reference"
+    live = registry.backends()["triton"] is None
+    assert registry.select(torch.device("cuda")) == ("triton" if live else "reference")
 
 
 def test_override(backend):
@@ -58,7 +60,7 @@ def test_override(backend):
 
 def test_unknown_override_raises(monkeypatch):
     monkeypatch.setenv("RVQA_BACKEND", "fast")
-    with pytest.raises(ValueError, match="'fast' is not a backend; choose one of reference, cpu"):
+    with pytest.raises(ValueError, match="'fast' is not a backend; choose one of reference, cpu, triton"):
         ops.decode(torch.zeros(1, 1, dtype=torch.uint8), ops.prepare(torch.ones(1, 1, 1)))
 
 

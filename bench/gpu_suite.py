@@ -1,0 +1,167 @@
+"""Everything that needs a GPU, in one command of a few minutes: tests against the exact definition, then every bench.
+
+python -m bench.gpu_suite --out DIR [--latents FILE.npy]
+
+Needs torch with CUDA, triton and pytest alone: rvqa need not be installed, this lays it out by links. Writes
+DIR/tests.txt, DIR/gpu.json and DIR/gpu.txt. Nothing is timed before codes and results were checked. Contenders: the
+Triton kernels, the same algebra in eager torch and under torch.compile, and vector-quantize-pytorch where installed;
+floors: a large copy (bytes read and written a second) and large float32 and bfloat16 products, measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Lay out, test, bench."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out", type=Path, required=True)
+    arguments.add_argument("--latents", help="float32 [N, D] .npy file of real latents")
+    arguments.add_argument("--seconds", type=int, default=480, help="limit of all of it")
+    arguments.add_argument("--small", action="store_true", help="tiny sizes, to try the script without a GPU")
+    options = arguments.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    if os.environ.get("RVQA_GPU_SUITE") != "inside":  # again, with rvqa laid out
+        tree = options.out.resolve() / "tree"
+        subprocess.run([ROOT / ".ci" / "tree", tree], check=True)
+        environment = {**os.environ, "RVQA_GPU_SUITE": "inside", "PYTHONPATH": str(tree)}
+        if options.small:
+            environment["TRITON_INTERPRET"] = "1"
+        tests = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "--rootdir", str(tree)]
+        if not options.small:
+            done = subprocess.run(tests, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+            (options.out / "tests.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+            print(done.stdout[-3000:])
+            if done.returncode:
+                sys.exit("tests/gpu failed: nothing was timed")
+        left = options.seconds - int(time.monotonic() - began)
+        command = [sys.executable, "-m", "bench.gpu_suite", *sys.argv[1:], "--seconds", str(left)]
+        sys.exit(subprocess.run(command, cwd=tree, env=environment, check=False).returncode)
+    bench(options, began)
+
+
+def bench(options: argparse.Namespace, began: float) -> None:
+    """Time what runs on the device."""
+    import torch
+
+    from rvqa.kernels import ops, reference
+
+    device = torch.device("cpu" if options.small else "cuda")
+    if options.small:
+        os.environ["RVQA_BACKEND"] = "triton"
+    elif not torch.cuda.is_available():
+        sys.exit("no CUDA device; --small tries the script without one")
+    lines: list[str] = []
+    figures: dict[str, float | str] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "none"}
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        (options.out / "gpu.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (options.out / "gpu.json").write_text(json.dumps({"name": "gpu_suite", "figures": figures}), encoding="utf-8")
+
+    def seconds(run: Callable[[], object]) -> float:
+        """Median of interleaved calls, by the device's own clock."""
+        run()
+        if device.type != "cuda":
+            start = time.perf_counter()
+            run()
+            return time.perf_counter() - start
+        for _ in range(3):
+            run()
+        marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(9)]
+        for before, after in marks:
+            before.record()
+            run()
+            after.record()
+        torch.cuda.synchronize()
+        return sorted(before.elapsed_time(after) for before, after in marks)[4] / 1e3
+
+    big = 1 << (16 if options.small else 30)
+    source = torch.ones(big, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * big / seconds(lambda: target.copy_(source))
+    figures["copy_bytes_per_s"] = copy
+    side = 64 if options.small else 8192
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(side, side, device=device, dtype=dtype)
+        figures[f"matmul_{str(dtype)[6:]}_flops"] = 2 * side**3 / seconds(lambda a=a: a @ a)
+    say(f"{figures}")
+
+    def eager(x: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+        codes = []
+        for codebook in codebooks:
+            score = (codebook * codebook).sum(1) - 2 * x @ codebook.T
+            code = score.argmin(1)
+            codes.append(code.to(torch.uint8))
+            x = x - codebook[code]
+        return torch.stack(codes, 1)
+
+    compiled = torch.compile(eager)
+    N = 64 if options.small else 1_000_000
+    for D in (64, 128, 256, 512):
+        if time.monotonic() - began > options.seconds * 0.8:
+            say(f"D={D} and what follows left out: no time left")
+            break
+        generator = torch.Generator().manual_seed(D)
+        x = (torch.randn(N, D, generator=generator) * torch.linspace(2, 0.1, D)).to(device)
+        codebooks = torch.empty(8, 32, D, device=device)
+        residual = x[:8192].clone()
+        for m in range(8):
+            codebooks[m] = residual[torch.randint(len(residual), (32,), generator=generator).to(device)] * 0.7
+            residual = residual - codebooks[m][ops.nearest_codeword(residual, codebooks[m])[0]]
+        tables = ops.prepare(codebooks)
+        codes = ops.residual_quantize(x, tables)
+        sample = slice(0, 20_000)
+        right, _, _ = reference.residual_quantize(x[sample].cpu(), (codebooks.cpu(), codebooks.cpu()), 8)
+        wrong = int((codes[sample].cpu() != right).any(1).sum())
+        figures[f"wrong_codes_D{D}"] = wrong
+        if wrong:
+            sys.exit(f"{wrong} of {len(right)} rows have wrong codes at D={D}: nothing more was timed")
+        times = {"triton": seconds(lambda x=x, tables=tables: ops.residual_quantize(x, tables))}
+        times["eager"] = seconds(lambda x=x, c=codebooks: eager(x, c))
+        if not options.small:
+            times["compiled"] = seconds(lambda x=x, c=codebooks: compiled(x, c))
+        share = N * (4 * D + 8) / times["triton"] / copy
+        figures |= {f"hbm_share_D{D}": share, f"cells_per_s_D{D}": N / times["triton"]}
+        figures |= {f"ratio_{name}_D{D}": t / times["triton"] for name, t in times.items() if name != "triton"}
+        latent = seconds(lambda codes=codes, tables=tables: ops.decode(codes, tables))
+        figures[f"decode_hbm_share_D{D}"] = N * (4 * D + 8) / latent / copy
+        say(f"D={D}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if key.endswith(f"D{D}")))
+
+    cells, H = (8, 32) if options.small else (65_536, 256)
+    for G in (2_000, 5_000, 20_000):
+        stored = min(1_460, G // 4)
+        indptr = torch.arange(0, cells * stored + 1, stored, device=device)
+        indices = torch.rand(cells, G, device=device).topk(stored, dim=1).indices.sort(1).values.flatten().int()
+        data = torch.randint(1, 20, (cells * stored,), device=device).float()
+        weight, bias = torch.randn(G, H, device=device), torch.zeros(H, device=device)
+        ours = ops.csr_project(indptr, indices, data, weight, bias)
+        right = reference.csr_project(indptr[:5].cpu(), indices.cpu(), data.cpu(), weight.cpu(), bias.cpu())
+        if not torch.equal(ours[:4].cpu(), right):
+            sys.exit(f"csr_project differs from the reference at G={G}: nothing more was timed")
+
+        def sparse(indptr=indptr, indices=indices, data=data, weight=weight, G=G) -> torch.Tensor:  # noqa: ANN001
+            depth = data.view(cells, -1).sum(1)
+            values = torch.log1p(data * (1e4 / depth).repeat_interleave(len(data) // cells))
+            return torch.sparse_csr_tensor(indptr, indices.long(), values, (cells, G)) @ weight
+
+        mine = seconds(lambda i=indptr, j=indices, d=data, w=weight, b=bias: ops.csr_project(i, j, d, w, b))
+        figures[f"csr_cells_per_s_G{G}"] = cells / mine
+        figures[f"csr_ratio_cusparse_G{G}"] = seconds(sparse) / mine
+        say(f"csr_project G={G}: {cells / mine:.4g} cells/s, cuSPARSE {figures[f'csr_ratio_cusparse_G{G}']:.3g} times as long")
+    say(f"{time.monotonic() - began:.0f} s")
+    print(json.dumps({"name": "gpu_suite", "figures": figures}))
+
+
+if __name__ == "__main__":
+    main()
