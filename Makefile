@@ -6,3 +6,44 @@ PIP    := $(PY) -m pip install -q --disable-pip-version-check
 export DS_BUILD_OPS := 0
 
 .PHONY: demo test coverage notebook sanitize lint types wheel clean
+
+$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "torch>=2.11,<2.14"
+	$(PIP) -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/installed   ## the whole path on real cells
+	$(VENV)/bin/rvqa demo
+
+test: $(VENV)/installed   ## the core tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+coverage: $(VENV)/installed   ## how much of rvqa/ the tests run, without those that repeat it thousands of times
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --ignore tests/kernels --ignore tests/gpu --ignore tests/test_fuzz.py --ignore tests/test_variants.py \
+	    --cov=rvqa --cov-fail-under=90
+
+$(VENV)/docs: $(VENV)/installed
+	$(PIP) -e ".[docs]"
+	@touch $@
+
+notebook: $(VENV)/docs    ## runs the notebook; fails on an error in any cell
+	$(VENV)/bin/jupyter execute docs/notebooks/annotate.ipynb
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: wheel              ## of the package as it is installed
+	rm -rf build/typed && $(PY) -m zipfile -e dist/rvqa-*.whl build/typed
+	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p rvqa
+
+sanitize: $(VENV)/installed   ## the kernels' tests under AddressSanitizer and UBSan
+	.ci/sanitize
+
+wheel: $(VENV)/installed
+	rm -rf build dist && $(PIP) build && $(PY) -m build -q --wheel --outdir dist .
+
+clean:
+	rm -rf build dist *.egg-info rvqa/*.so

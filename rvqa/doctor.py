@@ -19,7 +19,7 @@ from rvqa.errors import InputError
 REQUIRED = ("torch", "transformers", "anndata", "numpy", "scipy")
 OPTIONAL = ("scanpy", "deepspeed", "vllm", "triton", "numba")
 
-BACKENDS = {"reference": "pure torch", "cpu": "native, portable C++"}
+BACKENDS = {"reference": "pure torch", "cpu": "native C++", "triton": "Triton kernels, not yet measured on a GPU"}
 """What a live backend is."""
 
 NATIVE_ADVICE = (
@@ -39,8 +39,8 @@ def report() -> dict[str, Any]:
         `rvqa`, `python`, `system`, `machine`: text;
         `packages`: version of each package, None where it is not installed;
         `backends`: None for each kernel backend that is live, else the reason why not; empty without torch;
-        `backend`: `RVQA_BACKEND` (text or None), `cpu_tensors` (the backend they go to, or None) and `native` (path of
-        the native module, or None);
+        `backend`: `RVQA_BACKEND` (text or None), `cpu_tensors` (the backend they go to, or None), `native` (path of the
+        native module, or None) and `isa` (instruction set it uses, or None);
         `cpu`: `model`, `instructions` (those relevant), `torch` (what torch uses) and `threads` (of torch), `cores`
         (this process may use), `OMP_NUM_THREADS`;
         `memory_gib`: `total` and `available`, None where unknown;
@@ -56,7 +56,7 @@ def report() -> dict[str, Any]:
         "machine": platform.machine(),
         "packages": {name: _version(name) for name in (*REQUIRED, *OPTIONAL)},
         "backends": {},
-        "backend": {"RVQA_BACKEND": os.environ.get("RVQA_BACKEND"), "cpu_tensors": None, "native": None},
+        "backend": {"RVQA_BACKEND": os.environ.get("RVQA_BACKEND"), "cpu_tensors": None, "native": None, "isa": None},
         "cpu": _cpu(),
         "memory_gib": _memory(),
         "gpus": [],
@@ -98,7 +98,7 @@ def text(facts: dict[str, Any]) -> str:
                 for name, reason in facts["backends"].items()
             },
             "in use": f"{backend['cpu_tensors'] or 'none'}, for tensors on the CPU ({forced})",
-            "native module": backend["native"] or "none",
+            "native module": f"{backend['isa'] or 'unusable'}, {backend['native']}" if backend["native"] else "none",
         },
         "machine": {
             "CPU": f"{cpu['model']}; {' '.join(cpu['instructions']) or 'no vector instructions known'}"
@@ -202,6 +202,10 @@ def _ask_torch(facts: dict[str, Any]) -> None:
     facts["backends"] = dict(backends())
     if facts["backends"]["cpu"] is None:
         facts["backend"]["native"] = sys.modules["rvqa._native"].__file__
+        try:
+            facts["backend"]["isa"] = sys.modules["rvqa.kernels.cpu"].isa()
+        except InputError as error:
+            facts["problems"].append(str(error))
     else:
         facts["advice"].append(NATIVE_ADVICE)
     facts["backend"]["cpu_tensors"] = select(torch.device("cpu"))
