@@ -4,9 +4,9 @@ python -m bench.csr_project [--json] [--hidden 256] [--cells 4096]
 
 Cases: atlas-like rows (1,460 non-zeros, genes detected with log-normal frequencies) on axes of 2,000, 5,000 and 20,000
 genes, and with RVQA_DATA_DIR the cells of PBMC3k and Kang 2018 as they are. Contenders: scipy's pipeline (row sums,
-scaling, log1p, CSR @ dense; one thread, as scipy works), torch's CSR product behind the same steps, and the floor, which
-takes the values as given and only gathers rows of W and multiplies and adds, with the sums in registers, row by row.
-rvqa sorts the entries of 128 cells by gene and reads each row of W once for all of them, so it can be ahead of that floor.
+scaling, log1p, CSR @ dense; one thread, as scipy works), torch's CSR product behind the same steps, and the floor,
+which takes the values as given and only gathers rows of W and multiplies and adds, sums in registers, row by row. rvqa
+sorts the entries of 128 cells by gene and reads each row of W once for all of them, so it can be ahead of that floor.
 Results must agree to the last bit with the reference on a part of the rows, and to rounding with scipy.
 """
 
@@ -97,7 +97,7 @@ def main() -> None:
         values = torch.log1p(parts[2])
         gathered = torch.empty(N, H)
 
-        def floor(indptr=indptr, indices=parts[1], values=values, weight=weight, out=gathered) -> Tensor:  # noqa: ANN001
+        def floor(indptr=indptr, indices=parts[1], values=values, weight=weight, out=gathered) -> Tensor:
             native.gather_multiply_add(
                 *(t.data_ptr() for t in (indptr, indices, values, weight)),
                 *(len(out), out.shape[1], torch.get_num_threads(), out.data_ptr()),

@@ -5,7 +5,7 @@ python -m bench.gpu_suite --out DIR [--latents FILE.npy]
 Needs torch with CUDA, triton and pytest alone: rvqa need not be installed, this lays it out by links. Writes
 DIR/tests.txt, DIR/gpu.json and DIR/gpu.txt. Nothing is timed before codes and results were checked. Contenders: the
 Triton kernels, the same algebra in eager torch and under torch.compile, and vector-quantize-pytorch where installed;
-floors: a large copy (bytes read and written a second) and large float32 and bfloat16 products, measured in the same run.
+floors: a large copy (bytes read and written a second) and large float32 and bfloat16 products in the same run.
 """
 
 import argparse
@@ -150,15 +150,15 @@ def bench(options: argparse.Namespace, began: float) -> None:
         if not torch.equal(ours[:4].cpu(), right):
             sys.exit(f"csr_project differs from the reference at G={G}: nothing more was timed")
 
-        def sparse(indptr=indptr, indices=indices, data=data, weight=weight, G=G) -> torch.Tensor:  # noqa: ANN001
+        def sparse(indptr=indptr, indices=indices, data=data, weight=weight, G=G) -> torch.Tensor:
             depth = data.view(cells, -1).sum(1)
             values = torch.log1p(data * (1e4 / depth).repeat_interleave(len(data) // cells))
             return torch.sparse_csr_tensor(indptr, indices.long(), values, (cells, G)) @ weight
 
         mine = seconds(lambda i=indptr, j=indices, d=data, w=weight, b=bias: ops.csr_project(i, j, d, w, b))
         figures[f"csr_cells_per_s_G{G}"] = cells / mine
-        figures[f"csr_ratio_cusparse_G{G}"] = seconds(sparse) / mine
-        say(f"csr_project G={G}: {cells / mine:.4g} cells/s, cuSPARSE {figures[f'csr_ratio_cusparse_G{G}']:.3g} times as long")
+        ratio = figures[f"csr_ratio_cusparse_G{G}"] = seconds(sparse) / mine
+        say(f"csr_project G={G}: {cells / mine:.4g} cells/s, cuSPARSE takes {ratio:.3g} times as long")
     say(f"{time.monotonic() - began:.0f} s")
     print(json.dumps({"name": "gpu_suite", "figures": figures}))
 

@@ -120,7 +120,10 @@ def report(name: str, rows: list[Row], figures: dict[str, float], *, as_json: bo
     """Print the table, and with `as_json` the JSON object."""
     table = sys.stderr if as_json else sys.stdout
     here = machine()
-    print(f"{name}: {here['cpu']}, {here['threads']} of {here['cores']} cores, {here['isa']}, GPU {here['gpu']}", file=table)
+    print(
+        f"{name}: {here['cpu']}, {here['threads']} of {here['cores']} cores, {here['isa']}, GPU {here['gpu']}",
+        file=table,
+    )
     print(f"{'case':<24}{'contender':<16}{'value':>12} {'unit':<10}{'spread':>8}{'of floor':>10}", file=table)
     for row in rows:
         share = "" if row.floor_share is None else f"{row.floor_share:.1%}"

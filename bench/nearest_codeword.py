@@ -2,8 +2,8 @@
 
 python -m bench.nearest_codeword [--json] [--width 64]
 
-The floor is arithmetic: 2 K D FLOP a row at the rate of multiply-adds in registers, measured in the same run. Every row is
-checked against the exact definition before anything is timed. Rivals, where installed: `pip install rvqa[bench]`.
+The floor is arithmetic: 2 K D FLOP a row at the rate of multiply-adds in registers, measured in the same run. Every row
+is checked against the exact definition before anything is timed. Rivals, where installed: `pip install rvqa[bench]`.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,9 @@ def main() -> None:
         timings = harness.interleave(contenders, options.repeats)
         ours = timings["rvqa"].median
         for name, timing in timings.items():
-            rows.append(harness.Row(f"K={K:,}", name, N / timing.median, "rows/s", timing.spread, floor / timing.median))
+            rows.append(
+                harness.Row(f"K={K:,}", name, N / timing.median, "rows/s", timing.spread, floor / timing.median)
+            )
             if name != "rvqa":
                 figures[f"ratio_{name.replace('scikit-learn', 'sklearn')}_K{K}"] = timing.median / ours
         figures[f"fma_peak_share_K{K}"] = floor / ours

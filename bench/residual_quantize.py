@@ -2,7 +2,7 @@
 
 python -m bench.residual_quantize [--json] [--widths 32 64 128 256 512] [--latents FILE.npy]
 
-The floor is arithmetic: 512 D FLOP a cell (the product with all 256 codewords) at the rate of multiply-adds in registers
+The floor is arithmetic: 512 D FLOP a cell (the product with all codewords) at the rate of multiply-adds in registers
 on the same threads, measured in the same run. All codes are checked against the exact definition before anything is
 timed; `python -m bench.exactness` checks many more. Rivals, where installed (`pip install rvqa[bench]`): FAISS
 (ResidualQuantizer, beam 1, with and without its look-up table) and vector-quantize-pytorch (ResidualVQ in eval mode).
@@ -85,7 +85,7 @@ def vqp_encoder(codebooks_MKD: Tensor, x_ND: Tensor) -> Callable[[], Tensor] | N
     quantizer = ResidualVQ(dim=D, num_quantizers=M, codebook_size=K).eval()
     for layer, codebook_KD in zip(quantizer.layers, codebooks_MKD, strict=True):
         layer._codebook.embed.data.copy_(codebook_KD[None])
-        layer._codebook.initted.data.fill_(True)  # noqa: FBT003
+        layer._codebook.initted.data.fill_(True)
 
     def run() -> Tensor:
         with torch.inference_mode():

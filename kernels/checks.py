@@ -1,4 +1,4 @@
-"""Is the input what the operators promise to take? Each function raises an `InputError` that names the first offender."""
+"""Is the input what the operators promise to take? Each function raises an `InputError` that names an offender."""
 
 import torch
 from torch import Tensor

@@ -109,11 +109,11 @@ def residual_norms(x_ND: Tensor, codes_NM: Tensor, tables: tuple[Tensor, Tensor]
     return norms_NM
 
 
-def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int) -> Tensor:
+def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int, out_ND: Tensor | None = None) -> Tensor:
     """Sum of codewords, float32 [N, D], added level by level."""
     _, K, D = codebooks_MKD.shape
     N = codes_NM.shape[0]
-    out_ND = torch.empty(N, D, dtype=torch.float32)
+    out_ND = torch.empty(N, D, dtype=torch.float32) if out_ND is None else out_ND
     wrong = _native.decode(
         codes_NM.data_ptr(),
         codes_NM.stride(0),

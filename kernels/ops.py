@@ -178,7 +178,7 @@ def nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.rvqa.nearest_codeword.default(x, codebook)
 
 
-def decode(codes: Tensor, tables: Tables, levels: int | None = None) -> Tensor:
+def decode(codes: Tensor, tables: Tables, levels: int | None = None, *, out: Tensor | None = None) -> Tensor:
     """Latents of codes: the sum of the chosen codewords.
 
     Parameters
@@ -189,11 +189,13 @@ def decode(codes: Tensor, tables: Tables, levels: int | None = None) -> Tensor:
         Result of `prepare`.
     levels
         Number of leading levels to add up; all L by default.
+    out
+        Contiguous float32 [N, D] to write to. Fresh memory costs more than the sums: pass the same to every batch.
 
     Returns
     -------
     torch.Tensor
-        float32 [N, D], added in float32 level by level, so the same bits everywhere.
+        `out` or a new one, float32 [N, D], added in float32 level by level, so the same bits everywhere.
 
     Raises
     ------
@@ -201,7 +203,15 @@ def decode(codes: Tensor, tables: Tables, levels: int | None = None) -> Tensor:
         A `ValueError`: wrong dtype or shape, `levels` outside 1..L, or a code that is not below K (number and first).
     """
     _require_codes_of(codes, tables)
-    return torch.ops.rvqa.decode.default(codes, tables.codebooks_MKD, _level_count(levels, codes.shape[1]))
+    levels = _level_count(levels, codes.shape[1])
+    if out is None:
+        return torch.ops.rvqa.decode.default(codes, tables.codebooks_MKD, levels)
+    checks.require_dtype("out", out, (torch.float32,))
+    checks.require_device("out", out, codes)
+    if out.shape != (len(codes), tables.codebooks_MKD.shape[2]) or not out.is_contiguous():
+        raise InputError(f"out has shape {tuple(out.shape)}; expected contiguous [N, D] for these codes and tables")
+    torch.ops.rvqa.decode_into.default(codes, tables.codebooks_MKD, levels, out)
+    return out
 
 
 def fold(tables: Tables, weight: Tensor, bias: Tensor) -> Tables:
@@ -227,7 +237,7 @@ def fold(tables: Tables, weight: Tensor, bias: Tensor) -> Tables:
     rvqa.errors.InputError
         A `ValueError`: shapes that do not fit.
     """
-    M, K, D = tables.codebooks_MKD.shape
+    D = tables.codebooks_MKD.shape[2]
     if weight.ndim != 2 or weight.shape[1] != D or bias.shape != weight.shape[:1]:
         raise InputError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit as [H, {D}] and [H]")
     rows_MKH = tables.codebooks_MKD.double() @ weight.detach().double().T
@@ -380,6 +390,18 @@ def _decode(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
     if codes_NM.stride(1) != 1:
         codes_NM = codes_NM.contiguous()
     return registry.dispatch("decode", codes.device)(codes_NM, codebooks.detach(), levels)
+
+
+def _fake_nothing(codes: Tensor, codebooks: Tensor, levels: int, out: Tensor) -> None:
+    return None
+
+
+@_operator("decode_into(Tensor codes, Tensor codebooks, int levels, Tensor(a!) out) -> ()", _fake_nothing)
+def _decode_into(codes: Tensor, codebooks: Tensor, levels: int, out: Tensor) -> None:
+    codes_NM = codes[:, :levels]
+    if codes_NM.stride(1) != 1:
+        codes_NM = codes_NM.contiguous()
+    registry.dispatch("decode", codes.device)(codes_NM, codebooks.detach(), levels, out)
 
 
 def _fake_hidden(

@@ -23,8 +23,8 @@ with a rounding after every operation and no fused multiply-add. A row without c
 
 **Decoding** adds codewords in float32, level by level: ((c_0 + c_1) + c_2) + ...
 
-Shapes and dtypes are taken to be valid: `rvqa.kernels.ops` checks them. Memory: blocks of rows, about 100 MB besides the output.
-The default floating-point environment is assumed (no `torch.set_flush_denormal`).
+Shapes and dtypes are taken to be valid: `rvqa.kernels.ops` checks them. Memory: blocks of rows, about 100 MB besides
+the output. The default floating-point environment is assumed (no `torch.set_flush_denormal`).
 """
 
 import math
@@ -123,13 +123,13 @@ def residual_norms(x_ND: Tensor, codes_NM: Tensor, tables: tuple[Tensor, Tensor]
     return norms_NM
 
 
-def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int) -> Tensor:
+def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int, out_ND: Tensor | None = None) -> Tensor:
     """Sum of codewords, float32 [N, D], added in float32 level by level."""
     require_codes(codes_NM, codebooks_MKD.shape[1])
-    out_ND = codebooks_MKD[0][codes_NM[:, 0].long()]
+    sum_ND = codebooks_MKD[0][codes_NM[:, 0].long()]
     for m in range(1, levels):
-        out_ND = out_ND + codebooks_MKD[m][codes_NM[:, m].long()]
-    return out_ND
+        sum_ND = sum_ND + codebooks_MKD[m][codes_NM[:, m].long()]
+    return sum_ND if out_ND is None else out_ND.copy_(sum_ND)
 
 
 def csr_project(

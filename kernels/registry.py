@@ -6,8 +6,9 @@ A backend is a module with the functions of `OPERATIONS`, all with the signature
     cpu         the native module `rvqa._native`, CPU tensors
     triton      Triton kernels, CUDA tensors (CPU tensors under TRITON_INTERPRET=1, for tests)
 
-By default CPU tensors go to `cpu` and CUDA tensors to `triton` where these are live, all else to `reference`. The environment variable
-RVQA_BACKEND names one backend for all calls and raises if that cannot be had: nothing falls back silently.
+By default CPU tensors go to `cpu` and CUDA tensors to `triton` where these are live, all else to `reference`. The
+environment variable RVQA_BACKEND names one backend for all calls and raises if that cannot be had: nothing falls back
+silently.
 """
 
 import os

@@ -45,10 +45,10 @@ def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor,
     return index_N, distance_N, wrong, first
 
 
-def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int) -> Tensor:
+def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int, out_ND: Tensor | None = None) -> Tensor:
     """Sum of codewords, float32 [N, D], added level by level."""
     require_codes(codes_NM, codebooks_MKD.shape[1])
-    return triton_codes.decode(codes_NM, codebooks_MKD, levels)
+    return triton_codes.decode(codes_NM, codebooks_MKD, levels, out_ND)
 
 
 def csr_project(

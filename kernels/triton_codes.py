@@ -278,11 +278,12 @@ def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor, tables: Tables | None = 
     return index_N, reference.distance(x_ND, codebook_KD, index_N)
 
 
-def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int) -> Tensor:
+def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int, out_ND: Tensor | None = None) -> Tensor:
     """Sum of codewords, float32 [N, D], added level by level."""
     codes_NM, codebooks_MKD = codes_NM.contiguous(), codebooks_MKD.contiguous()
     (N, stride), (_, K, D) = codes_NM.shape, codebooks_MKD.shape
-    out_ND = torch.empty(N, D, dtype=torch.float32, device=codebooks_MKD.device)
+    if out_ND is None:
+        out_ND = torch.empty(N, D, dtype=torch.float32, device=codebooks_MKD.device)
     BD = min(256, max(16, triton.next_power_of_2(D)))
     BN = 2048 // BD
     if N:

@@ -29,6 +29,6 @@ namespace {
 #endif
 
 namespace rvqa {
-const Kernels AVX2 = {"avx2", avx2::encode_tile, avx2::square, avx2::score_panel, avx2::nearest_tiles, avx2::distance, avx2::decode, avx2::log1p_scaled, avx2::project_tile, avx2::W, avx2::multiply_add, avx2::gather_multiply_add};
+const Kernels AVX2 = {"avx2", avx2::encode_tile, avx2::square, avx2::score_panel, avx2::nearest_tiles, avx2::distance, avx2::decode, avx2::whole_sum, avx2::log1p_scaled, avx2::project_tile, avx2::W, avx2::multiply_add, avx2::gather_multiply_add};
 }  // namespace rvqa
 #endif

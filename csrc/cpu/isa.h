@@ -35,12 +35,12 @@ struct Kernels {
     const char* name;
 
     // Codes of up to ROWS rows. r[ROWS, stride]: the rows, zeros behind the last one and behind D up to t.padded; the
-    // residual afterwards. s[ROWS, t.width()] is scratch. codes[i * levels + m] of row i.
-    void (*encode_tile)(const Tables& t, float* r, int64_t stride, int rows, int64_t levels, float* s, Judge& judge,
-                        uint8_t* codes);
+    // residual afterwards. squares[ROWS]: what `square` gives for them. s[ROWS, t.width()] is scratch. codes[i * levels + m] of row i.
+    void (*encode_tile)(const Tables& t, float* r, int64_t stride, const float* squares, int rows, int64_t levels,
+                        float* s, Judge& judge, uint8_t* codes);
 
-    // Squared length of a row, summed in any order.
-    float (*square)(const float* r, int64_t D);
+    // Squared length of a row padded with zeros, summed in any order.
+    float (*square)(const float* r, int64_t padded);
 
     // s[ROWS, PANEL]: scores of a tile of rows for panel p of level 0.
     void (*score_panel)(const Tables& t, const float* r, int64_t stride, int64_t p, float* s);
@@ -56,6 +56,9 @@ struct Kernels {
     // out[n, D] = sum of codewords of codes[n, 0..levels), added level by level. codebooks[M, K, D].
     void (*decode)(const uint8_t* codes, int64_t stride, const float* codebooks, int64_t N, int64_t levels, int64_t K,
                    int64_t D, float* out);
+
+    // Sum of counts; true where it is exact, false where it may not be (or is not finite).
+    bool (*whole_sum)(const float* counts, int64_t n, double* sum);
 
     // out[i] = float32(log1p(counts[i] * scale)).
     void (*log1p_scaled)(const double* counts, int64_t n, double scale, float* out);

@@ -71,26 +71,30 @@ inline void lane_minima(const Vec* v, float* out) {
 
 #endif
 
+// D is a multiple of PAD.
 float square(const float* r, int64_t D) {
-    Vec sum[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
+    Vec sum[2] = {all(0.0f), all(0.0f)};
     int64_t d = 0;
-    for (; d + 4 * W <= D; d += 4 * W)
-        for (int i = 0; i < 4; ++i) {
+    for (; d + 2 * W <= D; d += 2 * W)
+        for (int i = 0; i < 2; ++i) {
             const Vec x = load(r + d + i * W);
             sum[i] = fma(x, x, sum[i]);
         }
+    for (; d < D; d += W) {
+        const Vec x = load(r + d);
+        sum[0] = fma(x, x, sum[0]);
+    }
     float lane[W], total = 0;
-    store(lane, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    store(lane, sum[0] + sum[1]);
     for (int i = 0; i < W; ++i) total += lane[i];
-    for (; d < D; ++d) total += r[d] * r[d];
     return total;
 }
 
-void encode_tile(const Tables& t, float* r, int64_t stride, int rows, int64_t levels, float* s, Judge& judge,
-                 uint8_t* codes) {
+void encode_tile(const Tables& t, float* r, int64_t stride, const float* squares, int rows, int64_t levels, float* s,
+                 Judge& judge, uint8_t* codes) {
     const int64_t width = t.width();
     alignas(64) float square_of[SLOTS] = {}, rho[SLOTS] = {}, low[SLOTS] = {}, limit[SLOTS];
-    for (int i = 0; i < ROWS; ++i) square_of[slot(i)] = square(r + i * stride, t.padded) * t.square_growth + TINY;
+    for (int i = 0; i < ROWS; ++i) square_of[slot(i)] = squares[i] * t.square_growth + TINY;
     for (int64_t m = 0; m < levels; ++m) {
         for (int64_t p = 0; p < t.panels; ++p)
             score(r, stride, t.w + (m * t.panels + p) * t.D * PANEL, t.b + m * width + p * PANEL, t.D, s + p * PANEL,
@@ -218,6 +222,35 @@ void decode(const uint8_t* codes, int64_t code_stride, const float* codebooks, i
         }
     }
     fence();
+}
+
+// Sum of counts where it is surely exact: all whole, and few enough for float32 in every lane. False otherwise.
+bool whole_sum(const float* counts, int64_t n, double* sum) {
+    const Vec magic = all(0x1p23f);  // (count + 2^23) - 2^23 is count only if count is whole
+    Vec part = all(0.0f), high = all(0.0f), low = all(0.0f);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+        const Vec count = load(counts + i), lost = ((count + magic) - magic) - count;
+        part = part + count;
+        high = most(high, lost);
+        low = least(low, lost);
+    }
+    float parts[W], highs[W], lows[W];
+    store(parts, part);
+    store(highs, high);
+    store(lows, low);
+    bool exact = true;
+    double total = 0;
+    for (int j = 0; j < W; ++j) {
+        exact &= (parts[j] < 0x1p24f) & (highs[j] == 0) & (lows[j] == 0);
+        total += double(parts[j]);
+    }
+    for (; i < n; ++i) {
+        exact &= (counts[i] + 0x1p23f) - 0x1p23f == counts[i];
+        total += double(counts[i]);
+    }
+    *sum = total;
+    return exact;
 }
 
 // log(1 + count * scale): the operations of `log1p` in kernels/reference.py in their order, written without branches so

@@ -5,6 +5,7 @@
 #include "cpu/project.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -25,42 +26,45 @@ constexpr int TABLE = 64;                    // counts below this share one log1
 
 // Correctly rounded sum: plain while all counts are whole and their sum is exact, an expansion otherwise.
 template <class Count>
-double total(const Count* data, int64_t n, ExactSum& exact) {
-    constexpr int LANES = 8;  // sums of whole numbers below 2^53 are exact in any order
-    double sum[LANES] = {};
+double total(const Count* data, int64_t n, const Kernels& isa, ExactSum& exact) {
+    double sum = 0;
     bool whole = true;
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; ++j) {
-            const double count = double(data[i + j]);
-            whole &= count == std::floor(count);
-            sum[j] += count;
+    if constexpr (std::is_same_v<Count, float>) {
+        if (isa.whole_sum(data, n, &sum) || !std::isfinite(sum)) return sum;
+        whole = false;
+    } else if constexpr (std::is_same_v<Count, double>) {
+        for (int64_t i = 0; i < n; ++i) {
+            whole &= data[i] == std::floor(data[i]);
+            sum += data[i];
         }
-    double all = 0;
-    for (const double part : sum) all += part;
-    for (; i < n; ++i) {
-        whole &= double(data[i]) == std::floor(double(data[i]));
-        all += double(data[i]);
+    } else {
+        int64_t all = 0;  // 2^31 entries of 32 bits fit
+        for (int64_t i = 0; i < n; ++i) all += int64_t(data[i]);
+        sum = double(all);
     }
-    if ((whole && all < 0x1p53) || !std::isfinite(all)) return all;
+    if ((whole && sum < 0x1p53) || !std::isfinite(sum)) return sum;
     exact.clear();
-    for (i = 0; i < n; ++i) exact.add(double(data[i]));
+    for (int64_t i = 0; i < n; ++i) exact.add(double(data[i]));
     return exact.rounded();
 }
 
 // Scratch of one thread.
 struct Scratch {
-    std::vector<uint32_t> key;     // entries of the block in the order of the file ...
-    std::vector<double> count;     // ... of one row
+    std::vector<uint32_t> key;      // entries of the block in the order of the file
     std::vector<float> value;
     std::vector<Entry> sorted;     // entries of the block by gene
     std::vector<uint32_t> place;   // [G + 1]
+    std::array<double, TABLE> small; // 0, 1, 2, ...
     std::vector<double> rare_count;
     std::vector<float> rare_value;
     std::vector<uint32_t> rare_at;
     std::vector<float> hidden;     // [CELLS, TILE]
     std::vector<uint8_t> repeated; // [CELLS]: rows where a gene is stored more than once
     ExactSum exact;
+
+    Scratch() {
+        for (int i = 0; i < TABLE; ++i) small[i] = i;
+    }
 };
 
 // Row n by itself, entries of the same gene added up first: the definition as it stands.
@@ -104,42 +108,37 @@ bool is_count(Count count) {
 template <class Index, class Count>
 int64_t prepare_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t n, uint32_t cell, int64_t at,
                     double scale, const Kernels& isa, Scratch& own, bool& invalid) {
-    const int64_t begin = rows.indptr[n], end = rows.indptr[n + 1];
+    const int64_t begin = rows.indptr[n], stored = rows.indptr[n + 1] - begin;
     const Index* indices = rows.indices + begin;
     const Count* data = rows.data + begin;
     uint32_t *key = own.key.data() + at, *place = own.place.data();
-    double* count = own.count.data();
-    int64_t kept = 0;
-    bool wrong = end > begin && p.columns == 0;
-    for (int64_t e = 0; e < end - begin && !(p.columns == 0); ++e) {  // no branch: genes on the axis have no pattern
-        const uint64_t stored = uint64_t(int64_t(indices[e])), safe = std::min(stored, uint64_t(p.columns - 1));
-        wrong |= (stored != safe) | !is_count(data[e]);
+    float* value = own.value.data() + at;
+    if (stored > 0 && p.columns == 0) invalid = true;
+    if (stored == 0 || p.columns == 0) return at;
+
+    // log1p once for each small count; what is no such count waits for its own.
+    alignas(64) float logs[TABLE] = {};
+    const bool table = stored >= TABLE;
+    if (table) isa.log1p_scaled(own.small.data(), TABLE, scale, logs);
+    const double below = table ? TABLE : 0;
+    int64_t kept = 0, rare = 0;
+    bool wrong = false;
+    for (int64_t e = 0; e < stored; ++e) {  // no branch: which genes are on the axis has no pattern
+        const uint64_t given = uint64_t(int64_t(indices[e])), safe = std::min(given, uint64_t(p.columns - 1));
+        const Count count = data[e];
+        wrong |= (given != safe) | !is_count(count);
         const int64_t column = p.column_map ? p.column_map[safe] : int64_t(safe);
-        const bool keep = (column >= 0) & (data[e] > 0);
+        const bool keep = (column >= 0) & (count > 0);
+        const int whole = double(count) < below ? int(count) : 0;
         key[kept] = uint32_t(column) << 8 | cell;
-        count[kept] = double(data[e]);
+        value[kept] = logs[whole];
+        own.rare_at[rare] = uint32_t(kept);
+        own.rare_count[rare] = double(count);
+        rare += keep & (Count(whole) != count);
         ++place[keep ? column + 1 : 0];
         kept += keep;
     }
     invalid |= wrong | (kept > 0 && !(scale < std::numeric_limits<double>::infinity()));
-    float* value = own.value.data() + at;
-    if (kept < TABLE) {
-        isa.log1p_scaled(count, kept, scale, value);
-        return at + kept;
-    }
-    alignas(64) double small[TABLE];
-    alignas(64) float logs[TABLE];
-    for (int i = 0; i < TABLE; ++i) small[i] = i;
-    isa.log1p_scaled(small, TABLE, scale, logs);
-    int64_t rare = 0;
-    for (int64_t e = 0; e < kept; ++e) {
-        const double c = count[e];
-        const int whole = c < TABLE ? int(c) : 0;
-        value[e] = logs[whole];
-        own.rare_at[rare] = uint32_t(e);
-        own.rare_count[rare] = c;
-        rare += double(whole) != c;
-    }
     isa.log1p_scaled(own.rare_count.data(), rare, scale, own.rare_value.data());
     for (int64_t i = 0; i < rare; ++i) value[own.rare_at[i]] = own.rare_value[i];
     return at + kept;
@@ -156,7 +155,7 @@ bool project_block(const Sparse<Index, Count>& rows, const Projection& p, int64_
         if (int64_t(vector.size()) < size) vector.resize(size);
     };
     grow(own.key, stored + 1), grow(own.value, stored + 1), grow(own.sorted, stored + AHEAD + 1);
-    grow(own.count, longest + 1), grow(own.rare_at, longest + 1), grow(own.rare_count, longest + 1);
+    grow(own.rare_at, longest + 1), grow(own.rare_count, longest + 1);
     grow(own.rare_value, longest + 1);
     own.place.assign(p.G + 1, 0);
     own.repeated.assign(CELLS, 0);
@@ -166,7 +165,7 @@ bool project_block(const Sparse<Index, Count>& rows, const Projection& p, int64_
     int64_t n_entries = 0;
     for (int64_t i = 0; i < cells; ++i) {
         const int64_t n = first + i, begin = rows.indptr[n];
-        const double size = p.library ? p.library[n] : total(rows.data + begin, rows.indptr[n + 1] - begin, own.exact);
+        const double size = p.library ? p.library[n] : total(rows.data + begin, rows.indptr[n + 1] - begin, isa, own.exact);
         scale[i] = p.target_sum / size;
         n_entries = prepare_row(rows, p, n, uint32_t(i), n_entries, scale[i], isa, own, invalid);
         invalid |= p.library && !is_count(size);

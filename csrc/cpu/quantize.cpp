@@ -178,18 +178,22 @@ class Tally {
     NotFinite total_;
 };
 
-// Fills the tile at r with rows from `first` on; true where all are finite. Others become zeros and are told to `wrong`.
+// Fills the tile at r with rows from `first` on, and their squared lengths. Rows that are not finite become zeros and are
+// told to `wrong`.
 template <class Wrong>
 void load_tile(const Kernels& isa, const Rows& x, const Tables& t, int64_t first, int rows, float* r, int64_t stride,
-               const Wrong& wrong) {
+               float* squares, const Wrong& wrong) {
     for (int i = 0; i < ROWS; ++i) {
         float* row = r + i * stride;
         std::fill(row + (i < rows ? t.D : 0), row + t.padded, 0.0f);
+        squares[i] = 0;
         if (i >= rows) continue;
         load_row(x, first + i, t.D, row);
-        if (!std::isfinite(isa.square(row, t.D)) && !finite(row, t.D)) {
+        squares[i] = isa.square(row, t.padded);
+        if (!std::isfinite(squares[i]) && !finite(row, t.D)) {
             wrong(first + i);
             std::fill(row, row + t.D, 0.0f);
+            squares[i] = 0;
         }
     }
 }
@@ -207,9 +211,10 @@ NotFinite residual_quantize(const Rows& x, const Tables& t, int64_t levels, int 
         std::vector<int64_t> wrong;
         for (int64_t first = begin; first < end; first += ROWS) {
             const int rows = int(std::min<int64_t>(ROWS, end - first));
-            load_tile(isa, x, t, first, rows, r.data(), stride, [&](int64_t row) { wrong.push_back(row); });
+            float squares[ROWS];
+            load_tile(isa, x, t, first, rows, r.data(), stride, squares, [&](int64_t row) { wrong.push_back(row); });
             judge.first = first;
-            isa.encode_tile(t, r.data(), stride, rows, levels, s.data(), judge, codes + first * levels);
+            isa.encode_tile(t, r.data(), stride, squares, rows, levels, s.data(), judge, codes + first * levels);
         }
         for (const int64_t row : wrong) {
             std::fill(codes + row * levels, codes + (row + 1) * levels, NO_CODE);
@@ -227,16 +232,17 @@ NotFinite nearest_codeword(const Rows& x, const Tables& t, int threads, int64_t*
         const DefaultFloatEnvironment environment;
         const int64_t stride = t.padded + PAD, count = end - begin, tiles = (count + ROWS - 1) / ROWS;
         Floats r(TILES * ROWS * stride), scratch(3 * TILES * ROWS * PANEL);
-        float least[TILES * ROWS], second[TILES * ROWS], limit[TILES * ROWS];
+        float squares[TILES * ROWS], least[TILES * ROWS], second[TILES * ROWS], limit[TILES * ROWS];
         int64_t at[TILES * ROWS];
         std::vector<int64_t> wrong, open;
         for (int64_t tile = 0; tile < tiles; ++tile)
             load_tile(isa, x, t, begin + tile * ROWS, int(std::min<int64_t>(ROWS, count - tile * ROWS)),
-                      r.data() + tile * ROWS * stride, stride, [&](int64_t row) { wrong.push_back(row); });
+                      r.data() + tile * ROWS * stride, stride, squares + tile * ROWS,
+                      [&](int64_t row) { wrong.push_back(row); });
         isa.nearest_tiles(t, r.data(), stride, tiles, scratch.data(), least, at, second);
         for (int64_t i = 0; i < count; ++i) {
             const Bound& bound = t.bound[0];
-            const float square = isa.square(r.data() + i * stride, t.padded) * t.square_growth + TINY;
+            const float square = squares[i] * t.square_growth + TINY;
             const float nu = std::sqrt(square) * (1 + 0x1p-20f);
             const float top = least[i] + (bound.per_nu * nu + bound.constant);
             limit[i] = nu < bound.nu_max ? top : std::numeric_limits<float>::infinity();

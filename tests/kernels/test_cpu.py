@@ -33,7 +33,8 @@ for x, codebooks in cases:
     add(codes, ops.decode(codes, tables), *ops.nearest_codeword(x, codebooks[0]), ops.residual_norms(x, codes, tables))
 for H in (1, 19, 64, 100, 256):
     for fractions in (False, True):
-        add(ops.csr_project(*counts(300, fractions=fractions), torch.randn(50, H, generator=torch.Generator().manual_seed(H)), torch.ones(H)))
+        weight = torch.randn(50, H, generator=torch.Generator().manual_seed(H))
+        add(ops.csr_project(*counts(300, fractions=fractions), weight, torch.ones(H)))
 print(cpu.isa(), digest.hexdigest())
 """
 

@@ -49,6 +49,20 @@ def test_a_linear_layer_folds_into_the_codewords(backend):
         ops.fold(tables, layer.weight.T, layer.bias)
 
 
+def test_into_memory_that_is_there(backend):
+    _, codebooks = natural(0, 4, 8, 40)
+    tables = ops.prepare(codebooks)
+    codes = torch.randint(0, 8, (20, 4), dtype=torch.uint8)
+    out = torch.full((20, 40), torch.nan)
+    assert ops.decode(codes, tables, out=out) is out
+    assert torch.equal(out, ops.decode(codes, tables))
+    for wrong in (out[:, :39], out.T, torch.empty(19, 40)):
+        with pytest.raises(ValueError, match="out has shape"):
+            ops.decode(codes, tables, out=wrong)
+    with pytest.raises(ValueError, match="not below K=8"):
+        ops.decode(codes + 8, tables, out=out)
+
+
 def test_refuses(backend):
     tables = ops.prepare(torch.ones(3, 5, 2))
     codes = torch.zeros(4, 3, dtype=torch.uint8)

@@ -42,6 +42,7 @@ def operator_calls():
         "residual_norms": (x, codes, *tables),
         "nearest_codeword": (x, codebooks[0]),
         "decode": (codes, codebooks, 2),
+        "decode_into": (codes, codebooks, 2, torch.empty(9, 5)),
         "csr_project": (*sparse(), weight, bias, 1e4, torch.tensor([0, -1, 3]), torch.ones(2)),
     }
 
