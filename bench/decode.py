@@ -3,7 +3,7 @@
 python -m bench.decode [--json] [--widths 64 128 256]
 
 The floor is memory: N (4 D + 8) bytes at the rate of a large copy (bytes read and written a second) on the same threads
-in the same run, both into memory that is there already; new memory is timed beside it.
+in the same run, both into memory that is there already. A fill, which only writes, and new memory are timed beside it.
 """
 
 from functools import partial
@@ -43,6 +43,7 @@ def main() -> None:
             "rvqa": partial(ops.decode, codes, tables, out=target),
             "rvqa, new memory": partial(ops.decode, codes, tables),
             "floor: copy": lambda source=source, target=target: target.copy_(source),
+            "fill": lambda target=target: target.fill_(1.0),
             "clone": source.clone,
             "torch": partial(eager, codes, tables.codebooks_MKD),
         }
@@ -52,6 +53,8 @@ def main() -> None:
         ours = timings["rvqa"].median
         rate = {name: 8 * N * D / timings[name].median for name in ("floor: copy", "clone")}
         rate["rvqa"] = N * (4 * D + 8) / ours
+        rate["fill"] = 4 * N * D / timings["fill"].median
+        figures[f"fill_share_D{D}"] = rate["rvqa"] / rate["fill"]
         for name, timing in timings.items():
             share = rate.get(name, N * (4 * D + 8) / timing.median) / rate["floor: copy"]
             rows.append(harness.Row(f"D={D}", name, N / timing.median, "cells/s", timing.spread, share))

@@ -54,12 +54,16 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def interleave(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Time contenders in turns, so that a change of the machine's speed meets all of them; one warm-up call each."""
+    """Time contenders in turns, so that a change of the machine's speed meets all of them; one warm-up call each.
+
+    A pause before each call lets the threads of the one before, which OpenMP keeps spinning, go to sleep.
+    """
     for call in contenders.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, call in contenders.items():
+            time.sleep(0.02)
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)

@@ -61,7 +61,19 @@ def select(device: torch.device) -> str:
 
 def dispatch(operation: str, device: torch.device) -> Callable[..., Any]:
     """Return the function that runs `operation` on tensors of a device; raises like `select`."""
+    return _bound(operation, device, os.environ.get("RVQA_BACKEND", ""))
+
+
+@cache
+def _bound(operation: str, device: torch.device, forced: str) -> Callable[..., Any]:
+    """`dispatch` for one value of RVQA_BACKEND: looking it up costs as much as quantizing a row."""
     return function(select(device), operation)
+
+
+def forget() -> None:
+    """Look for backends anew."""
+    reason_absent.cache_clear()
+    _bound.cache_clear()
 
 
 def function(backend: str, operation: str) -> Any:

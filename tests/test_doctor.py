@@ -107,10 +107,10 @@ def test_without_torch(monkeypatch):
 
 @pytest.fixture
 def without_native(monkeypatch):
-    registry.reason_absent.cache_clear()
+    registry.forget()
     monkeypatch.setitem(registry._MODULES, "cpu", "rvqa.kernels.not_built")
     yield
-    registry.reason_absent.cache_clear()
+    registry.forget()
 
 
 @pytest.mark.usefixtures("without_native")

@@ -129,7 +129,7 @@ int64_t prepare_row(const Sparse<Index, Count>& rows, const Projection& p, int64
         wrong |= (given != safe) | !is_count(count);
         const int64_t column = p.column_map ? p.column_map[safe] : int64_t(safe);
         const bool keep = (column >= 0) & (count > 0);
-        const int whole = double(count) < below ? int(count) : 0;
+        const int whole = (count >= 0) & (double(count) < below) ? int(count) : 0;  // 0 for NaN
         key[kept] = uint32_t(column) << 8 | cell;
         value[kept] = logs[whole];
         own.rare_at[rare] = uint32_t(kept);

@@ -22,10 +22,10 @@ def without_native(monkeypatch):
             raise ImportError("No module named 'rvqa._native'")
         return importlib.import_module(name)
 
-    registry.reason_absent.cache_clear()
+    registry.forget()
     monkeypatch.setattr(registry, "import_module", refuse)
     yield
-    registry.reason_absent.cache_clear()
+    registry.forget()
 
 
 def sparse():
