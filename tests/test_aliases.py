@@ -41,7 +41,7 @@ def write(folder, name: str = TABLE_NAMES[0]):
     lines = ["\t".join(cells.columns), *("\t".join(row) for row in cells.itertuples(index=False))]
     data = "\n".join(lines).encode()
     path = folder / name
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     return path
 
 
@@ -203,10 +203,13 @@ class TestWhereTheTableIs:
     @pytest.mark.parametrize(
         ("data", "said"),
         [
-            (gzip.compress(b"symbol\tstatus\nA\tApproved\n"), r"lacks the columns \['alias_symbol', 'prev_symbol',"),
+            (
+                gzip.compress(b"symbol\tstatus\nA\tApproved\n", mtime=0),
+                r"lacks the columns \['alias_symbol', 'prev_symbol',",
+            ),
             (b"no gzip", "cannot be read as HGNC's table"),
-            (gzip.compress(b"symbol\tstatus\n" * 999)[:-30], "cannot be read as HGNC's table"),
-            (gzip.compress(b""), "cannot be read as HGNC's table"),
+            (gzip.compress(b"symbol\tstatus\n" * 999, mtime=0)[:-30], "cannot be read as HGNC's table"),
+            (gzip.compress(b"", mtime=0), "cannot be read as HGNC's table"),
         ],
     )
     def test_a_file_that_is_no_table_is_named(self, tmp_path, data, said):
