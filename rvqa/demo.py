@@ -107,6 +107,7 @@ def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | Non
     results["annotation"] = show_annotation(model, case, out, report, progress=progress)
     results["perturbation"] = show_perturbation(model, case, out, report, seed=seed, progress=progress)
     report.write(page, force=True)
+    print(f"\nWrote {page}: open it in a browser.", file=out)
     results["opened_by_transformers"] = show_reopened(output, out)
     results["seconds"] = time.perf_counter() - started
     print(f"\n{results['seconds']:.0f} s in all, {results['fit_seconds']:.0f} s of them to fit the model.", file=out)
