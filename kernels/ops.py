@@ -386,10 +386,7 @@ def _fake_latents(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
 
 @_operator("decode(Tensor codes, Tensor codebooks, int levels) -> Tensor", _fake_latents)
 def _decode(codes: Tensor, codebooks: Tensor, levels: int) -> Tensor:
-    codes_NM = codes[:, :levels]
-    if codes_NM.stride(1) != 1:
-        codes_NM = codes_NM.contiguous()
-    return registry.dispatch("decode", codes.device)(codes_NM, codebooks.detach(), levels)
+    return _run_decode(codes, codebooks, levels, None)
 
 
 def _fake_nothing(codes: Tensor, codebooks: Tensor, levels: int, out: Tensor) -> None:
@@ -398,10 +395,12 @@ def _fake_nothing(codes: Tensor, codebooks: Tensor, levels: int, out: Tensor) ->
 
 @_operator("decode_into(Tensor codes, Tensor codebooks, int levels, Tensor(a!) out) -> ()", _fake_nothing)
 def _decode_into(codes: Tensor, codebooks: Tensor, levels: int, out: Tensor) -> None:
-    codes_NM = codes[:, :levels]
-    if codes_NM.stride(1) != 1:
-        codes_NM = codes_NM.contiguous()
-    registry.dispatch("decode", codes.device)(codes_NM, codebooks.detach(), levels, out)
+    _run_decode(codes, codebooks, levels, out)
+
+
+def _run_decode(codes: Tensor, codebooks: Tensor, levels: int, out: Tensor | None) -> Tensor:
+    run = registry.dispatch("decode", codes.device)
+    return run(_rows(codes[:, :levels]), codebooks.detach(), levels, out)
 
 
 def _fake_hidden(

@@ -75,7 +75,7 @@ def _error_bound(D: int, norm_M: Tensor, table_M: Tensor) -> tuple[Tensor, Tenso
     """Float64 alpha and beta [M, 2], and the longest row they hold for.
 
     norm = max |c_mk|; table = max |b_k| + sum over earlier levels of max |Gram|. Twice the error of a score is at most
-    alpha |x| + beta. Lemma of docs/exactness.md without centring; the underflow term is 4D instead of D because the
+    alpha |x| + beta. Bound (4) of docs/exactness.md; the underflow term is 4D instead of D because the
     product with c is doubled after the sum and because it holds for products and sums flushed one by one.
     """
     u, v = 2.0**-24, 2.0**-53

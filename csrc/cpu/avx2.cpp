@@ -7,10 +7,10 @@
 #include <cstdint>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma")
 #endif
 
 #define RVQA_AVX2
@@ -29,6 +29,6 @@ namespace {
 #endif
 
 namespace rvqa {
-const Kernels AVX2 = {"avx2", avx2::encode_tile, avx2::square, avx2::score_panel, avx2::nearest_tiles, avx2::distance, avx2::decode, avx2::whole_sum, avx2::log1p_scaled, avx2::project_tile, avx2::W, avx2::multiply_add, avx2::gather_multiply_add};
+const Kernels AVX2 = avx2::kernels_called("avx2");
 }  // namespace rvqa
 #endif

@@ -29,6 +29,6 @@ namespace {
 #endif
 
 namespace rvqa {
-const Kernels AVX512 = {"avx512", avx512::encode_tile, avx512::square, avx512::score_panel, avx512::nearest_tiles, avx512::distance, avx512::decode, avx512::whole_sum, avx512::log1p_scaled, avx512::project_tile, avx512::W, avx512::multiply_add, avx512::gather_multiply_add};
+const Kernels AVX512 = avx512::kernels_called("avx512");
 }  // namespace rvqa
 #endif

@@ -368,3 +368,8 @@ void gather_multiply_add(const int64_t* indptr, const int32_t* indices, const fl
     if (H % (MOST * W) == 0) return gather<MOST>(indptr, indices, values, w, N, H, out);
     gather<1>(indptr, indices, values, w, N, H, out);
 }
+
+constexpr Kernels kernels_called(const char* name) {
+    return {name,      encode_tile,  square,       score_panel, nearest_tiles, distance,           decode,
+            whole_sum, log1p_scaled, project_tile, W,           multiply_add,  gather_multiply_add};
+}

@@ -16,7 +16,7 @@ from rvqa.counts import counts_var_and_depth, log1p_normalise
 from rvqa.errors import InputError
 from rvqa.evaluation.metrics import ShiftTruth
 from rvqa.evaluation.profiles import log1p_on_axis
-from rvqa.genes import align
+from rvqa.genes import align, map_columns
 from rvqa.model import Model
 from rvqa.obs import column, labels_of
 from rvqa.report.annotation import code_colouring, drawn_text
@@ -203,10 +203,11 @@ def compare(
     control = adata if condition_N is None else adata[condition_N == control_value]
     control_types_N = labels_of(control, cell_type_key)
     axis = model.cell_tokenizer.axis
-    _, var, depth_N = counts_var_and_depth(control, **reading)
-    measured_G = align(var, axis).measured
+    counts, var, depth_N = counts_var_and_depth(control, **reading)
+    alignment = align(var, axis)
+    measured_G = alignment.measured
     samples = predicted.n_obs // control.n_obs
-    control_NG = log1p_on_axis(control, axis, **reading)[:, measured_G]
+    control_NG = log1p_normalise(map_columns(counts, alignment), depth_N)[:, measured_G]
     predicted_NG = log1p_normalise(predicted.X, np.repeat(depth_N, samples))[:, measured_G]
     predicted_types_N = np.repeat(control_types_N, samples)
 
