@@ -17,9 +17,10 @@ row alone and every CPU backend can be equal to the last bit:
     library   = sum of all stored counts of the row, correctly rounded to float64 (any order gives the same), or given
     count_g   = sum of the entries that map to axis column g, correctly rounded to float64; column -1 drops an entry
     value_g   = float32(log1p(count_g * (target_sum / library)))      log1p: the fixed sequence of `log1p` below
-    hidden    = bias;  for g in increasing order where count_g > 0:  hidden = hidden + float32(value_g * W[g])
+    hidden    = bias;  for g in increasing order where value_g > 0:  hidden = fma(value_g, W[g], hidden)
 
-with a rounding after every operation and no fused multiply-add. A row without counts gives the bias.
+with a rounding after every operation; fma rounds once, float32(value_g * W[g] + hidden). A row without counts gives the
+bias.
 
 **Decoding** adds codewords in float32, level by level: ((c_0 + c_1) + c_2) + ...
 
@@ -162,6 +163,7 @@ def csr_project(
         # torch.div of two tensors: a Python number as numerator would multiply by a rounded reciprocal.
         scale_N = torch.div(torch.full_like(library_N, target_sum), library_N)
         value_E = log1p(count_E * scale_N[row_E]).float()
+        row_E, column_E, value_E = row_E[value_E > 0], column_E[value_E > 0], value_E[value_E > 0]
         hidden_NH[rows] = _accumulate(torch.bincount(row_E, minlength=len(stored_N)), column_E, value_E, W_GH, bias_H)
     return hidden_NH
 
@@ -189,6 +191,22 @@ def log1p(y: Tensor) -> Tensor:
         poly = poly + coefficient
     rest = s * (f - z * poly) - (k * _LN2_LO + correction)
     return k * _LN2_HI + (f - rest)
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """float32(a * b + c) of float32 tensors, rounded once.
+
+    The product is exact in float64. Its sum with c is rounded to odd there (an inexact one that ends in an even bit
+    moves to the neighbour on the other side of the true sum), after which rounding to float32 cannot go wrong: 53 bits
+    are two more than 24 and a guard need (Boldo and Melquiond 2008).
+    """
+    product, addend = a.double() * b.double(), c.double()
+    total = product + addend
+    back = total - product
+    lost = (product - (total - back)) + (addend - back)
+    even = (total.view(torch.int64) & 1) == 0
+    away = torch.where(lost > 0, torch.inf, -torch.inf).to(total.dtype)
+    return torch.where((lost != 0) & torch.isfinite(lost) & even, torch.nextafter(total, away), total).float()
 
 
 def finite_rows(x_ND: Tensor) -> tuple[Tensor, Tensor, int, int]:
@@ -273,7 +291,7 @@ def _accumulate(nonzeros_N: Tensor, column_E: Tensor, value_E: Tensor, W_GH: Ten
     for step in range(int(nonzeros_N[0]) if len(nonzeros_N) else 0):
         active = int((nonzeros_N > step).sum())
         entry_N = first_N[:active] + step
-        hidden_NH[:active] += value_E[entry_N, None] * W_GH[column_E[entry_N]]
+        hidden_NH[:active] = fma(value_E[entry_N, None], W_GH[column_E[entry_N]], hidden_NH[:active])
     out_NH = torch.empty_like(hidden_NH)
     out_NH[order_N] = hidden_NH
     return out_NH

@@ -35,6 +35,22 @@ def _log1p(y, constant_ptr):
     return k * tl.load(constant_ptr) + (f - rest)
 
 
+@triton.jit
+def _fma(a, b, c, INTERPRETED: tl.constexpr):
+    """float32(a * b + c), rounded once; the interpreter's own rounds twice: `fma` of the reference."""
+    if INTERPRETED:
+        product, addend = a.to(tl.float64) * b.to(tl.float64), c.to(tl.float64)
+        total = product + addend
+        back = total - product
+        lost = (product - (total - back)) + (addend - back)
+        bits = total.to(tl.int64, bitcast=True)
+        step = tl.where((lost > 0.0) == (total > 0.0), 1, -1)
+        odd = (lost != 0.0) & ((bits & 1) == 0)
+        return (bits + tl.where(odd, step, 0)).to(tl.float64, bitcast=True).to(tl.float32)
+    else:
+        return tl.fma(a, b, c)
+
+
 @triton.jit(do_not_specialize=["base"])
 def _values_kernel(
     indptr_ptr, index_ptr, data_ptr, map_ptr, shared_ptr, constant_ptr, library_ptr, value_ptr, open_ptr, base,
@@ -77,9 +93,9 @@ def _values_kernel(
 @triton.jit(do_not_specialize=["base"])
 def _gather_kernel(
     indptr_ptr, index_ptr, map_ptr, value_ptr, w_ptr, bias_ptr, out_ptr, base, H,
-    MAPPED: tl.constexpr, BH: tl.constexpr,
+    MAPPED: tl.constexpr, BH: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """BH hidden units of one row, one entry after the other; to be compiled without fused multiply-adds."""
+    """BH hidden units of one row, one entry after the other."""
     n = tl.program_id(0).to(tl.int64)
     first, stop = tl.load(indptr_ptr + n).to(tl.int64), tl.load(indptr_ptr + n + 1).to(tl.int64)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
@@ -95,7 +111,8 @@ def _gather_kernel(
             if MAPPED:
                 column = tl.load(map_ptr + column, mask=at < stop, other=-1)
             value = tl.load(value_ptr + at - base, mask=at < stop, other=0.0)
-            hidden += value * tl.load(w_ptr + column * H + h, mask=inside & (value + zero > 0.0), other=0.0)
+            weight = tl.load(w_ptr + column * H + h, mask=inside & (value + zero > 0.0), other=0.0)
+            hidden = tl.where(value + zero > 0.0, _fma(value + zero, weight, hidden, INTERPRETED), hidden)
     tl.store(out_ptr + n * H + h, hidden, mask=inside)
 
 
@@ -158,7 +175,7 @@ def _project(
             )  # fmt: skip
             _gather_kernel[(N, triton.cdiv(H, BH))](
                 indptr, indices, maps[0], value_E, W_GH, bias_H, hidden_NH, base, H,
-                MAPPED=mapped, BH=BH, enable_fp_fusion=False,
+                MAPPED=mapped, BH=BH, INTERPRETED=bool(triton.knobs.runtime.interpret), enable_fp_fusion=False,
             )  # fmt: skip
     return open_N, library_N
 

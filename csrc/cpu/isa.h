@@ -8,18 +8,7 @@
 namespace rvqa {
 
 constexpr int ROWS = 12;  // rows of x that are scored together
-constexpr int64_t TILE = 64;  // hidden units that are computed together
-
-// One stored count of a block of cells, ready to be projected.
-struct Entry {
-    uint32_t key;  // gene << 8 | cell
-    float value;
-
-    uint32_t gene() const { return key >> 8; }
-    uint32_t cell() const { return key & 255; }
-};
-
-constexpr int64_t AHEAD = 32;  // entries that are looked at early
+constexpr int64_t GENES = 64;  // of a word: a bit for each gene that a cell has
 
 // Decides between codewords that the fast path could not tell apart. Called seldom.
 class Judge {
@@ -31,13 +20,32 @@ class Judge {
     ~Judge() = default;
 };
 
+// What `place` found in a row: values placed, entries left to the caller, and whether all columns and counts are such.
+struct Placed {
+    int64_t kept, rare;
+    bool valid;
+};
+
+// A row's stored entries: for each that is on the axis and above 0, dense[gene] = logs[count] if the count is whole and
+// below 64, else its gene and its number go to rare_column and rare_entry (room for 16 more). logs null: all are rare.
+// column_map[columns] or null as in project.h. Nothing outside the arrays is touched where columns are out of range.
+using Place = Placed (*)(const void* indices, const void* data, int64_t stored, const int32_t* column_map,
+                         int64_t columns, const float* logs, float* dense, int32_t* rare_column, int64_t* rare_entry);
+
+// Memory to fetch while there is something else to do.
+struct Soon {
+    const char* data;
+    int64_t rows, stride, bytes;  // of a row: bytes to the next, bytes wanted
+};
+
 struct Kernels {
     const char* name;
 
     // Codes of up to ROWS rows. r[ROWS, stride]: the rows, zeros behind the last one and behind D up to t.padded; the
     // residual afterwards. squares[ROWS]: what `square` gives for them. s[ROWS, t.width()] is scratch. codes[i * levels + m] of row i.
+    // soon: the rows of the next tile.
     void (*encode_tile)(const Tables& t, float* r, int64_t stride, const float* squares, int rows, int64_t levels,
-                        float* s, Judge& judge, uint8_t* codes);
+                        float* s, Judge& judge, uint8_t* codes, const Soon& soon);
 
     // Squared length of a row padded with zeros, summed in any order.
     float (*square)(const float* r, int64_t padded);
@@ -63,9 +71,17 @@ struct Kernels {
     // out[i] = float32(log1p(counts[i] * scale)).
     void (*log1p_scaled)(const double* counts, int64_t n, double scale, float* out);
 
-    // hidden[cell * TILE + h] += value * w[gene * H + h] for every entry in turn, h < width <= TILE; a product, then a
-    // sum. Entries are sorted by gene; AHEAD more than n can be read.
-    void (*project_tile)(const Entry* entries, int64_t n, const float* w, int64_t H, int64_t width, float* hidden);
+    // By type of the indices (int32, int64) and of the counts (float, double, int32, uint32, uint16, uint8).
+    const Place (*place)[6];
+
+    // Values of one cell that are not 0, in the order of genes, to values (room for GENES more); masks[word * stride] has
+    // a bit for each. dense[words * GENES] is all 0 afterwards. Returns how many there are.
+    int64_t (*collect)(float* dense, int64_t words, uint64_t* masks, int64_t stride, float* values);
+
+    // hidden[cell * H + h] = fma(value, w[gene * H + h], hidden[cell * H + h]) for the genes of one word in turn.
+    // values[cell] is where the cell's values of this word begin; it is moved to those of the next.
+    void (*project_word)(const uint64_t* masks, const float** values, int64_t cells, const float* w, int64_t H,
+                         float* hidden);
 
     // Floors that benches measure; see kernels.inl.
     int lanes;
@@ -73,8 +89,6 @@ struct Kernels {
     void (*gather_multiply_add)(const int64_t* indptr, const int32_t* indices, const float* values, const float* w,
                                 int64_t N, int64_t H, float* out);
 };
-
-
 
 // The set in use: RVQA_ISA (avx512, avx2 or portable) if it is set, else the best this CPU has.
 // Throws std::runtime_error where RVQA_ISA asks for what is not there.

@@ -91,11 +91,14 @@ float square(const float* r, int64_t D) {
 }
 
 void encode_tile(const Tables& t, float* r, int64_t stride, const float* squares, int rows, int64_t levels, float* s,
-                 Judge& judge, uint8_t* codes) {
+                 Judge& judge, uint8_t* codes, const Soon& soon) {
     const int64_t width = t.width();
+    int64_t fetched = 0;
     alignas(64) float square_of[SLOTS] = {}, rho[SLOTS] = {}, low[SLOTS] = {}, limit[SLOTS];
     for (int i = 0; i < ROWS; ++i) square_of[slot(i)] = squares[i] * t.square_growth + TINY;
     for (int64_t m = 0; m < levels; ++m) {
+        for (const int64_t share = soon.rows * (m + 1) / levels; fetched < share; ++fetched)
+            for (int64_t i = 0; i < soon.bytes; i += 64) __builtin_prefetch(soon.data + fetched * soon.stride + i, 0, 2);
         for (int64_t p = 0; p < t.panels; ++p)
             score(r, stride, t.w + (m * t.panels + p) * t.D * PANEL, t.b + m * width + p * PANEL, t.D, s + p * PANEL,
                   width);
@@ -224,105 +227,7 @@ void decode(const uint8_t* codes, int64_t code_stride, const float* codebooks, i
     fence();
 }
 
-// Sum of counts where it is surely exact: all whole, and few enough for float32 in every lane. False otherwise.
-bool whole_sum(const float* counts, int64_t n, double* sum) {
-    const Vec magic = all(0x1p23f);  // (count + 2^23) - 2^23 is count only if count is whole
-    Vec part = all(0.0f), high = all(0.0f), low = all(0.0f);
-    int64_t i = 0;
-    for (; i + W <= n; i += W) {
-        const Vec count = load(counts + i), lost = ((count + magic) - magic) - count;
-        part = part + count;
-        high = most(high, lost);
-        low = least(low, lost);
-    }
-    float parts[W], highs[W], lows[W];
-    store(parts, part);
-    store(highs, high);
-    store(lows, low);
-    bool exact = true;
-    double total = 0;
-    for (int j = 0; j < W; ++j) {
-        exact &= (parts[j] < 0x1p24f) & (highs[j] == 0) & (lows[j] == 0);
-        total += double(parts[j]);
-    }
-    for (; i < n; ++i) {
-        exact &= (counts[i] + 0x1p23f) - 0x1p23f == counts[i];
-        total += double(counts[i]);
-    }
-    *sum = total;
-    return exact;
-}
-
-// log(1 + count * scale): the operations of `log1p` in kernels/reference.py in their order, written without branches so
-// that the compiler can take several at a time.
-void log1p_scaled(const double* counts, int64_t n, double scale, float* out) {
-    constexpr double LN2_HI = 0x1.62e42feep-1;  // leading 32 bits of ln 2: exact times any exponent
-    constexpr double LN2_LO = 0x1.a39ef35793c76p-33;
-    for (int64_t i = 0; i < n; ++i) {
-        const double y = counts[i] * scale, w = 1.0 + y;
-        int64_t bits;
-        __builtin_memcpy(&bits, &w, 8);
-        // w = 2^exponent * mantissa with mantissa in [sqrt(1/2), sqrt(2))
-        constexpr int64_t HALF_ROOT = 0x3FE6A09E667F3BCD, FRACTION = 0x000FFFFFFFFFFFFF;
-        const int64_t shifted = bits - HALF_ROOT;
-        const int64_t exponent = shifted >> 52;
-        const int64_t moved = (shifted & FRACTION) + HALF_ROOT;
-        double mantissa;
-        __builtin_memcpy(&mantissa, &moved, 8);
-        const double k = double(int32_t(exponent));
-        const double lost = (y < 1.0 ? y - (w - 1.0) : 1.0 - (w - y)) / w;
-        const double f = exponent ? mantissa - 1.0 : y, correction = exponent ? lost : 0.0;
-        const double s = f / (2.0 + f), z = s * s;
-        double poly = 2.0 / 23.0;
-        for (int j = 10; j >= 1; --j) poly = poly * z + 2.0 / double(2 * j + 1);
-        const double rest = s * (f - z * poly) - (k * LN2_LO + correction);
-        out[i] = float(k * LN2_HI + (f - rest));
-    }
-}
-
-// hidden[cell, 0..VECTORS * W) += value * w[gene, ...]: a product, then a sum. Entries of a gene name different cells, so
-// two of them go together. The gene after next is fetched early: `entries` must hold AHEAD more entries than n.
-template <int VECTORS>
-inline void project(const Entry* entries, int64_t n, const float* w, int64_t H, float* hidden) {
-    constexpr int64_t step = VECTORS * W;
-    for (int64_t e = 0; e < n;) {
-        const uint32_t gene = entries[e].gene();
-        const float* soon = w + int64_t(entries[e + AHEAD].gene()) * H;
-        for (int64_t h = 0; h < step; h += 16) __builtin_prefetch(soon + h);
-        Vec weight[VECTORS];
-#pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; ++j) weight[j] = load(w + int64_t(gene) * H + j * W);
-        for (; e + 1 < n && entries[e + 1].gene() == gene; e += 2) {
-            float *one = hidden + entries[e].cell() * TILE, *two = hidden + entries[e + 1].cell() * TILE;
-            const Vec first = all(entries[e].value), second = all(entries[e + 1].value);
-            Vec a[VECTORS], b[VECTORS];
-#pragma GCC unroll 16
-            for (int j = 0; j < VECTORS; ++j) a[j] = load(one + j * W) + first * weight[j];
-#pragma GCC unroll 16
-            for (int j = 0; j < VECTORS; ++j) b[j] = load(two + j * W) + second * weight[j];
-#pragma GCC unroll 16
-            for (int j = 0; j < VECTORS; ++j) store(one + j * W, a[j]), store(two + j * W, b[j]);
-        }
-        if (e < n && entries[e].gene() == gene) {
-            float* one = hidden + entries[e].cell() * TILE;
-            const Vec first = all(entries[e].value);
-#pragma GCC unroll 16
-            for (int j = 0; j < VECTORS; ++j) store(one + j * W, load(one + j * W) + first * weight[j]);
-            ++e;
-        }
-    }
-}
-
-void project_tile(const Entry* entries, int64_t n, const float* w, int64_t H, int64_t width, float* hidden) {
-    constexpr int VECTORS = W == 16 ? 4 : W == 8 ? 4 : 2;
-    int64_t done = 0;
-    for (; done + VECTORS * W <= width; done += VECTORS * W) project<VECTORS>(entries, n, w + done, H, hidden + done);
-    for (; done + W <= width; done += W) project<1>(entries, n, w + done, H, hidden + done);
-    if (done < width)
-        for (int64_t e = 0; e < n; ++e)
-            for (int64_t h = done; h < width; ++h)
-                hidden[entries[e].cell() * TILE + h] += entries[e].value * w[int64_t(entries[e].gene()) * H + h];
-}
+#include "cpu/project.inl"
 
 // ---- floors that benches measure: nothing else calls these -------------------------------------------------------
 
@@ -371,5 +276,6 @@ void gather_multiply_add(const int64_t* indptr, const int32_t* indices, const fl
 
 constexpr Kernels kernels_called(const char* name) {
     return {name,      encode_tile,  square,       score_panel, nearest_tiles, distance,           decode,
-            whole_sum, log1p_scaled, project_tile, W,           multiply_add,  gather_multiply_add};
+            whole_sum, log1p_scaled, PLACE,       collect,       project_word,       W,
+            multiply_add, gather_multiply_add};
 }

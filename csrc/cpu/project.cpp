@@ -1,6 +1,6 @@
-// Blocks of cells: their entries are sorted by gene (a counting sort, so the file's order of genes costs nothing), then
-// each row of W is read once for the block and added to the hidden units of the cells that have the gene, 64 hidden
-// units at a time so that those of the block stay in the first cache.
+// Blocks of cells. A cell's values are first put where their genes are in a dense row, then collected in the order of
+// genes (so the file's order costs nothing), with a bit for each gene in words of 64. The product takes one word of genes
+// at a time: its rows of W stay in the first cache for all cells of the block, and a cell's hidden units in registers.
 
 #include "cpu/project.h"
 
@@ -20,9 +20,10 @@
 namespace rvqa {
 namespace {
 
-constexpr int64_t CELLS = 128;               // of a block: their tile of hidden units fills 32 KB
+constexpr int64_t CELLS = 256;               // of a block at most: their hidden units stay in the second cache
+constexpr int64_t WORDS = int64_t(1) << 19;  // of a block: 4 MB of masks, unless 16 cells have more
 constexpr int64_t ENTRIES = int64_t(1) << 22;  // of a block, unless one row has more
-constexpr int TABLE = 64;                    // counts below this share one log1p a cell
+constexpr int TABLE = 64;                    // counts below this share one log1p a cell: see Place
 
 // Correctly rounded sum: plain while all counts are whole and their sum is exact, an expansion otherwise.
 template <class Count>
@@ -50,16 +51,16 @@ double total(const Count* data, int64_t n, const Kernels& isa, ExactSum& exact) 
 
 // Scratch of one thread.
 struct Scratch {
-    std::vector<uint32_t> key;      // entries of the block in the order of the file
-    std::vector<float> value;
-    std::vector<Entry> sorted;     // entries of the block by gene
-    std::vector<uint32_t> place;   // [G + 1]
+    std::vector<float> dense;      // one cell's values by gene
+    std::vector<float> value;      // values of the block's cells
+    std::vector<uint64_t> mask;    // [words, cells]
+    std::vector<const float*> at;  // [cells]: values of the next word
     std::array<double, TABLE> small; // 0, 1, 2, ...
     std::vector<double> rare_count;
     std::vector<float> rare_value;
-    std::vector<uint32_t> rare_at;
-    std::vector<float> hidden;     // [CELLS, TILE]
-    std::vector<uint8_t> repeated; // [CELLS]: rows where a gene is stored more than once
+    std::vector<int32_t> rare_column;
+    std::vector<int64_t> rare_entry;
+    std::vector<uint8_t> repeated; // [cells]: rows where a gene is stored more than once
     ExactSum exact;
 
     Scratch() {
@@ -89,7 +90,8 @@ void project_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t 
         const double count = exact.rounded();
         float value;
         isa.log1p_scaled(&count, 1, scale, &value);
-        for (int64_t h = 0; h < p.H; ++h) hidden[h] += value * p.W[column * p.H + h];
+        if (!(value > 0)) continue;
+        for (int64_t h = 0; h < p.H; ++h) hidden[h] = std::fma(value, p.W[column * p.H + h], hidden[h]);
     }
 }
 
@@ -103,45 +105,37 @@ bool is_count(Count count) {
         return count >= 0 && double(count) <= 0x1p53;
 }
 
-// Appends the entries of row n (cell `cell` of the block) that are on the axis: key and value; counts genes in place.
-// Sets `invalid` for a column that does not exist or a count that is none.
 template <class Index, class Count>
-int64_t prepare_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t n, uint32_t cell, int64_t at,
-                    double scale, const Kernels& isa, Scratch& own, bool& invalid) {
-    const int64_t begin = rows.indptr[n], stored = rows.indptr[n + 1] - begin;
-    const Index* indices = rows.indices + begin;
-    const Count* data = rows.data + begin;
-    uint32_t *key = own.key.data() + at, *place = own.place.data();
-    float* value = own.value.data() + at;
-    if (stored > 0 && p.columns == 0) invalid = true;
-    if (stored == 0 || p.columns == 0) return at;
+Place place_of(const Kernels& isa) {
+    constexpr int index = std::is_same_v<Index, int64_t>,
+                  count = std::is_same_v<Count, float>      ? 0
+                          : std::is_same_v<Count, double>   ? 1
+                          : std::is_same_v<Count, int32_t>  ? 2
+                          : std::is_same_v<Count, uint32_t> ? 3
+                          : std::is_same_v<Count, uint16_t> ? 4
+                                                            : 5;
+    return isa.place[index][count];
+}
 
+// Puts the values of row n where their genes are in `dense`. Returns how many there are (more than places if a gene is
+// stored twice). Sets `invalid` for a column that does not exist or a count that is none.
+template <class Index, class Count>
+int64_t place_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t n, double scale, const Kernels& isa,
+                  Scratch& own, bool& invalid) {
+    const int64_t begin = rows.indptr[n], stored = rows.indptr[n + 1] - begin;
+    const Count* data = rows.data + begin;
     // log1p once for each small count; what is no such count waits for its own.
-    alignas(64) float logs[TABLE] = {};
-    const bool table = stored >= TABLE;
-    if (table) isa.log1p_scaled(own.small.data(), TABLE, scale, logs);
-    const double below = table ? TABLE : 0;
-    int64_t kept = 0, rare = 0;
-    bool wrong = false;
-    for (int64_t e = 0; e < stored; ++e) {  // no branch: which genes are on the axis has no pattern
-        const uint64_t given = uint64_t(int64_t(indices[e])), safe = std::min(given, uint64_t(p.columns - 1));
-        const Count count = data[e];
-        wrong |= (given != safe) | !is_count(count);
-        const int64_t column = p.column_map ? p.column_map[safe] : int64_t(safe);
-        const bool keep = (column >= 0) & (count > 0);
-        const int whole = (count >= 0) & (double(count) < below) ? int(count) : 0;  // 0 for NaN
-        key[kept] = uint32_t(column) << 8 | cell;
-        value[kept] = logs[whole];
-        own.rare_at[rare] = uint32_t(kept);
-        own.rare_count[rare] = double(count);
-        rare += keep & (Count(whole) != count);
-        ++place[keep ? column + 1 : 0];
-        kept += keep;
-    }
-    invalid |= wrong | (kept > 0 && !(scale < std::numeric_limits<double>::infinity()));
-    isa.log1p_scaled(own.rare_count.data(), rare, scale, own.rare_value.data());
-    for (int64_t i = 0; i < rare; ++i) value[own.rare_at[i]] = own.rare_value[i];
-    return at + kept;
+    float logs[TABLE];
+    if (stored >= TABLE) isa.log1p_scaled(own.small.data(), TABLE, scale, logs);
+    const Placed placed =
+        place_of<Index, Count>(isa)(rows.indices + begin, data, stored, p.column_map, p.columns,
+                                    stored >= TABLE ? logs : nullptr, own.dense.data(), own.rare_column.data(),
+                                    own.rare_entry.data());
+    invalid |= !placed.valid | (placed.kept > 0 && !(scale < std::numeric_limits<double>::infinity()));
+    for (int64_t i = 0; i < placed.rare; ++i) own.rare_count[i] = double(data[own.rare_entry[i]]);
+    isa.log1p_scaled(own.rare_count.data(), placed.rare, scale, own.rare_value.data());
+    for (int64_t i = 0; i < placed.rare; ++i) own.dense[own.rare_column[i]] = own.rare_value[i];
+    return placed.kept;
 }
 
 // Rows [first, last), at most CELLS; false where they are not valid.
@@ -149,58 +143,42 @@ template <class Index, class Count>
 bool project_block(const Sparse<Index, Count>& rows, const Projection& p, int64_t first, int64_t last,
                    const Kernels& isa, Scratch& own, float* hidden) {
     const int64_t stored = rows.indptr[last] - rows.indptr[first], cells = last - first;
+    const int64_t words = (p.G + GENES - 1) / GENES;
     int64_t longest = 0;
     for (int64_t n = first; n < last; ++n) longest = std::max(longest, rows.indptr[n + 1] - rows.indptr[n]);
     const auto grow = [](auto& vector, int64_t size) {
         if (int64_t(vector.size()) < size) vector.resize(size);
     };
-    grow(own.key, stored + 1), grow(own.value, stored + 1), grow(own.sorted, stored + AHEAD + 1);
-    grow(own.rare_at, longest + 1), grow(own.rare_count, longest + 1);
-    grow(own.rare_value, longest + 1);
-    own.place.assign(p.G + 1, 0);
+    own.dense.resize(words * GENES);
+    grow(own.value, stored + GENES);
+    grow(own.mask, words * cells);
+    grow(own.rare_column, longest + 16), grow(own.rare_entry, longest + 16);
+    grow(own.rare_count, longest), grow(own.rare_value, longest);
+    own.at.resize(CELLS);
     own.repeated.assign(CELLS, 0);
 
     double scale[CELLS];
     bool invalid = false;
-    int64_t n_entries = 0;
+    float* values = own.value.data();
     for (int64_t i = 0; i < cells; ++i) {
         const int64_t n = first + i, begin = rows.indptr[n];
         const double size = p.library ? p.library[n] : total(rows.data + begin, rows.indptr[n + 1] - begin, isa, own.exact);
         scale[i] = p.target_sum / size;
-        n_entries = prepare_row(rows, p, n, uint32_t(i), n_entries, scale[i], isa, own, invalid);
+        const int64_t kept = place_row(rows, p, n, scale[i], isa, own, invalid);
+        own.at[i] = values;
+        const int64_t places = isa.collect(own.dense.data(), words, own.mask.data() + i, cells, values);
+        own.repeated[i] = places != kept;
+        values += places;
         invalid |= p.library && !is_count(size);
     }
     if (invalid) return false;
 
-    // place[g + 1] held the entries of gene g; now place[g] is where its first one goes.
-    uint32_t* place = own.place.data();
-    uint32_t start = 0;
-    for (int64_t g = 0; g < p.G; ++g) {
-        place[g] = start;
-        start += place[g + 1];
-    }
-    Entry* sorted = own.sorted.data();
-    for (int64_t e = 0; e < n_entries; ++e) sorted[place[own.key[e] >> 8]++] = {own.key[e], own.value[e]};
-    for (int64_t e = n_entries; e < n_entries + AHEAD; ++e) sorted[e] = n_entries ? sorted[n_entries - 1] : Entry{};
-    bool any = false;
-    for (int64_t e = 1; e < n_entries; ++e) any |= sorted[e].key == sorted[e - 1].key;
-    if (any)
-        for (int64_t e = 1; e < n_entries; ++e)
-            if (sorted[e].key == sorted[e - 1].key) own.repeated[sorted[e].cell()] = 1;
-
-    grow(own.hidden, CELLS * TILE + 16);
-    float* tile = own.hidden.data();
-    tile += (64 - reinterpret_cast<uintptr_t>(tile) % 64) % 64 / sizeof(float);
-    for (int64_t h = 0; h < p.H; h += TILE) {
-        const int64_t width = std::min(TILE, p.H - h);
-        for (int64_t i = 0; i < cells; ++i) std::memcpy(tile + i * TILE, p.bias + h, sizeof(float) * width);
-        isa.project_tile(sorted, n_entries, p.W + h, p.H, width, tile);
-        for (int64_t i = 0; i < cells; ++i)
-            std::memcpy(hidden + (first + i) * p.H + h, tile + i * TILE, sizeof(float) * width);
-    }
+    float* out = hidden + first * p.H;
+    for (int64_t i = 0; i < cells; ++i) std::memcpy(out + i * p.H, p.bias, sizeof(float) * p.H);
+    for (int64_t word = 0; word < words; ++word)
+        isa.project_word(own.mask.data() + word * cells, own.at.data(), cells, p.W + word * GENES * p.H, p.H, out);
     for (int64_t i = 0; i < cells; ++i)
-        if (own.repeated[i])
-            project_row(rows, p, first + i, scale[i], isa, own.exact, hidden + (first + i) * p.H);
+        if (own.repeated[i]) project_row(rows, p, first + i, scale[i], isa, own.exact, out + i * p.H);
     return true;
 }
 
@@ -216,7 +194,8 @@ bool csr_project(const Sparse<Index, Count>& rows, const Projection& p, int thre
             if (p.column_map[i] < -1 || p.column_map[i] >= p.G) return false;
     std::atomic<bool> valid{true};
     // Parts of one block each, but several for a thread that has them all.
-    const int64_t grain = std::max<int64_t>(1, std::min<int64_t>(CELLS, (rows.N + threads - 1) / threads));
+    const int64_t cells = std::clamp<int64_t>(WORDS / std::max<int64_t>(1, (p.G + GENES - 1) / GENES), 16, CELLS);
+    const int64_t grain = std::max<int64_t>(1, std::min(cells, (rows.N + threads - 1) / threads));
     parallel(rows.N, grain, threads, [&](int64_t begin, int64_t end) {
         const DefaultFloatEnvironment environment;
         thread_local Scratch own;

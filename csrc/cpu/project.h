@@ -1,7 +1,8 @@
 // Sparse rows of counts to the first hidden layer: hidden = bias + log1p(counts * target_sum / library) @ W, in one fixed
 // order of IEEE operations per row (kernels/reference.py defines it), so that a row's bits depend on that row alone.
 //
-// Memory a thread: O(G), and 16 bytes for each entry of a block of 128 rows.
+// Memory a thread, for a block of at most 256 rows: 4 bytes an entry, and a bit for each row and gene (at most 4 MB, or
+// 16 rows).
 #pragma once
 
 #include <cstdint>

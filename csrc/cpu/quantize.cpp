@@ -214,7 +214,10 @@ NotFinite residual_quantize(const Rows& x, const Tables& t, int64_t levels, int 
             float squares[ROWS];
             load_tile(isa, x, t, first, rows, r.data(), stride, squares, [&](int64_t row) { wrong.push_back(row); });
             judge.first = first;
-            isa.encode_tile(t, r.data(), stride, squares, rows, levels, s.data(), judge, codes + first * levels);
+            const int64_t size = x.dtype == Real::float32 ? 4 : 2, next = first + rows;
+            const Soon soon{static_cast<const char*>(x.data) + next * x.stride * size,
+                            std::min<int64_t>(ROWS, end - next), x.stride * size, t.D * size};
+            isa.encode_tile(t, r.data(), stride, squares, rows, levels, s.data(), judge, codes + first * levels, soon);
         }
         for (const int64_t row : wrong) {
             std::fill(codes + row * levels, codes + (row + 1) * levels, NO_CODE);

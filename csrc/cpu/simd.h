@@ -1,7 +1,7 @@
 // One vector type, three instruction sets. A source file defines RVQA_AVX512, RVQA_AVX2 or nothing (any CPU: the
 // compiler's 16-byte vectors), sets the compiler's target, and includes this file inside its own namespace.
 //
-// fma() may or may not fuse: nothing whose bits are promised uses it.
+// fma() may or may not fuse: nothing whose bits are promised uses it. fused() rounds once, everywhere.
 
 using Mask = uint32_t;
 
@@ -20,11 +20,13 @@ inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Vec least(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec most(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 // Bit i: not (a[i] > b[i]), so set for NaN.
 inline Mask not_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NGT_UQ); }
+inline Mask unequal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ); }
 // a where a[i] < b[i] picks from, b elsewhere.
 inline Vec where_below(Vec a, Vec b, Vec from, Vec otherwise) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), otherwise.v, from.v)};
@@ -45,10 +47,12 @@ inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Vec least(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Vec most(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec root(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
 inline Mask not_above(Vec a, Vec b) { return Mask(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NGT_UQ))); }
+inline Mask unequal(Vec a, Vec b) { return Mask(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ))); }
 inline Vec where_below(Vec a, Vec b, Vec from, Vec otherwise) {
     return {_mm256_blendv_ps(otherwise.v, from.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
@@ -73,6 +77,11 @@ inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+// An instruction on Arm; on an x86 without AVX2, which is older than 2013, the C library's function: right, and slow.
+inline Vec fused(Vec a, Vec b, Vec c) {
+    for (int i = 0; i < 4; ++i) c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
+    return c;
+}
 inline Vec where_below(Vec a, Vec b, Vec from, Vec otherwise) { return {a.v < b.v ? from.v : otherwise.v}; }
 inline Vec least(Vec a, Vec b) { return where_below(a, b, a, b); }
 inline Vec most(Vec a, Vec b) { return where_below(a, b, b, a); }
@@ -83,6 +92,11 @@ inline Vec root(Vec a) {
 inline Mask not_above(Vec a, Vec b) {
     const auto above = a.v > b.v;  // -1 where true
     return Mask(above[0] + 1) | Mask(above[1] + 1) << 1 | Mask(above[2] + 1) << 2 | Mask(above[3] + 1) << 3;
+}
+
+inline Mask unequal(Vec a, Vec b) {
+    const auto other = a.v != b.v;
+    return Mask(-other[0]) | Mask(-other[1]) << 1 | Mask(-other[2]) << 2 | Mask(-other[3]) << 3;
 }
 
 #endif

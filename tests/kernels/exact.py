@@ -1,6 +1,7 @@
 """Exact codes by brute force in integers, and rows made to mislead anything less. Shares no code with the kernels."""
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -27,6 +28,20 @@ def exact_codes(x_ND: Tensor, codebooks_MKD: Tensor) -> Tensor:
             codes_NM[n, m] = code
             r_D = r_D - c_KD[code]
     return codes_NM
+
+
+def fused(a: np.float32, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Float32(a * b + c), rounded once: by float64, and by fractions where that stops half way between two float32."""
+    rounded = np.float64(a) * b.astype(np.float64) + c.astype(np.float64)
+    out = rounded.astype(np.float32)
+    beyond = np.nextafter(out, np.where(rounded > out, np.inf, -np.inf).astype(np.float32))
+    halfway = (rounded != out) & (rounded == (out.astype(np.float64) + beyond) / 2)
+    for i in np.flatnonzero(halfway):
+        true, stop = Fraction(float(a)) * Fraction(float(b[i])) + Fraction(float(c[i])), Fraction(float(rounded[i]))
+        if true != stop:
+            pair = sorted([out[i], beyond[i]])
+            out[i] = pair[1] if true > stop else pair[0]
+    return out
 
 
 def natural(N: int, M: int, K: int, D: int, seed: int = 0) -> Case:

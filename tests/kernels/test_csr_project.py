@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rvqa.kernels import ops, reference
+from tests.kernels.exact import fused
 
 GENES, HIDDEN = 50, 19
 COUNT_DTYPES = [torch.float32, torch.float64, torch.int32, torch.uint8, torch.uint16, torch.uint32]
@@ -50,13 +51,35 @@ def expected(indptr, indices, data, weight, bias, target_sum=1e4, column_map=Non
             count = math.fsum(by_column[column])
             if column >= 0 and count > 0:
                 value = np.float32(math.log1p(count * (target_sum / size)))
-                hidden = hidden + value * W[column]
+                hidden = fused(value, W[column], hidden)
         out[n] = hidden
     return out
 
 
 def same_bits(result, right):
     return result.numpy().tobytes() == np.ascontiguousarray(right).tobytes()
+
+
+def test_fma_rounds_once():
+    """Random operands, subnormals, and sums that float64 leaves half way between two float32: rounding twice fails."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(20_000, generator=g), torch.randn(20_000, generator=g)
+    c = torch.randn(20_000, generator=g) * 2.0 ** torch.randint(-40, 8, (20_000,), generator=g)
+    odd = 1 + (2 * torch.randint(0, 2**22, (1_000,), generator=g) + 1) * 2.0**-23
+    cases = [
+        (a, b, c),
+        (a * 2.0**-70, b * 2.0**-70, c * 2.0**-140),
+        # odd + 2^-24 is half way and would go up; a * b is 2^-24 (1 - 2^-46): 2^-70 decides, beyond float64
+        ((1 + 2.0**-23) * torch.ones(1_000), (1 - 2.0**-23) * torch.ones(1_000) * 2.0**-24, odd),
+    ]
+    twice = 0
+    for x, y, z in cases:
+        right = np.array(
+            [fused(p, q[None], r[None])[0] for p, q, r in zip(x.numpy(), y.numpy(), z.numpy(), strict=True)]
+        )
+        assert same_bits(reference.fma(x, y, z), right)
+        twice += int((((x.double() * y + z.double()).float().numpy()) != right).sum())
+    assert twice > 100  # rounding twice would have been noticed
 
 
 @pytest.mark.parametrize("N", [0, 1, 7, 33, 129])
