@@ -76,11 +76,99 @@ def fit(
     print(f"{output}: {len(model.card.labels)} labels, {len(model.card.perturbations)} perturbations")
 
 
+@app.command("fit-tokenizer")
+def fit_tokenizer(
+    files: Annotated[list[Path], typer.Argument(help="Cells: .h5ad files with raw counts, or folders of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer directory to write.")],
+    preset: Annotated[str, typer.Option(help="small (two cores, minutes) or atlas (36,000 genes).")] = "small",
+    labels: Annotated[str, typer.Option(help="obs column with cell types, where there is one.")] = "cell_type",
+    donor: Annotated[str, typer.Option(help="obs column with donors, where there is one.")] = "donor",
+    held_out: Annotated[str | None, typer.Option(help="Donors whose cells enter nothing, separated by commas.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Donors whose cells choose the best epoch.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs at most; default by preset.", min=2)] = None,
+    patience: Annotated[int, typer.Option(help="Epochs without a better one that end the fit; 0: none.", min=0)] = 0,
+    likelihood: Annotated[str, typer.Option(help="poisson, negative_binomial or mse.")] = "poisson",
+    continuous: Annotated[bool, typer.Option("--continuous", help="Without codebooks: what they are held to.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of the fit's state: a killed fit goes on.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a cell tokenizer alone, without a language model; under torchrun on several processes."""
+    from dataclasses import replace
+
+    from rvqa.training.tokenizer_files import fit_tokenizer_files
+    from rvqa.training.tokenizer_settings import preset as settings_of
+
+    settings = settings_of(preset)
+    settings = replace(
+        settings,
+        epochs=settings.epochs if epochs is None else epochs,
+        patience=patience,
+        likelihood=likelihood,
+        quantize=not continuous,
+        seed=seed,
+    )
+    facts = fit_tokenizer_files(
+        files,
+        output,
+        settings=settings,
+        labels=labels,
+        donor=donor,
+        held_out=_names(held_out),
+        validation=_names(validation),
+        checkpoint=checkpoint,
+        device=device,
+        force=force,
+        progress=not quiet,
+    )
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print(
+            f"{output}: {facts['genes']:,} genes, {facts['cells']['fit']:,} cells fitted in "
+            f"{facts['fit_seconds']:.0f} s, {facts['peak_memory_gib']:.1f} GiB at most"
+        )
+
+
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a model on cells that no fit has seen.")
+app.add_typer(evaluate_app, name="evaluate")
+
+
+@evaluate_app.command("tokenizer")
+def evaluate_tokenizer(
+    model: Annotated[Path, typer.Argument(help="Tokenizer directory, as `rvqa fit-tokenizer` writes it.")],
+    data: Annotated[list[Path], typer.Option("--data", help="Files or folders, those of the fit among them.")],
+    continuous: Annotated[
+        Path | None, typer.Option(help="Directory of a fit with --continuous, for the variance that codes keep.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
+    donor: Annotated[str, typer.Option(help="obs column with donors.")] = "donor",
+    seed: Annotated[int, typer.Option(help="Seed of draws.", min=0)] = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a tokenizer: codes in use, meaning, hierarchy, depth, panels, decoded populations."""
+    from rvqa.evaluation.tokenizer import evaluate_directory, text
+
+    def say(what: str) -> None:
+        if not quiet:
+            print(f"rvqa: {what}", file=sys.stderr)
+
+    result = evaluate_directory(model, data, continuous=continuous, labels=labels, donor=donor, seed=seed, say=say)
+    print(json.dumps(result) if as_json else text(result))
+
+
 @app.command()
 def encode(
     cells: CellsIn,
     model: ModelIn,
     output: FileOut,
+    recon_error: Annotated[
+        bool, typer.Option("--recon-error", help="Add obs rvqa_recon_error: doublets and odd cells stand out.")
+    ] = False,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
     recover: Recover = False,
@@ -94,7 +182,9 @@ def encode(
     adata = read_h5ad(cells)
     loaded = rvqa.load(model)
     with about(cells):
-        rvqa.encode(adata, loaded, layer=layer, library_size_key=library_size_key, recover=recover)
+        rvqa.encode(
+            adata, loaded, layer=layer, library_size_key=library_size_key, recover=recover, recon_error=recon_error
+        )
     write_h5ad(adata, output, force=force)
     _print_coverage(adata)
     print(f"{output}: codes of {adata.n_obs:,} cells")
@@ -278,6 +368,11 @@ def _one_line(
     """Print our own warnings as a sentence, others with their kind."""
     kind = "" if category.__module__.startswith("rvqa") else f" ({category.__name__})"
     print(f"rvqa: warning{kind}: {message}", file=sys.stderr)
+
+
+def _names(given: str | None) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in given.split(",") if name.strip()] if given else []
 
 
 def _print_coverage(adata: Any) -> None:

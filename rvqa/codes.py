@@ -25,6 +25,7 @@ def encode(
     layer: str | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
+    recon_error: bool = False,
     key_added: str = "rvqa",
     copy: bool = False,
 ) -> AnnData | None:
@@ -43,6 +44,9 @@ def encode(
         the sum of the stored counts.
     recover
         Turn log1p-normalised values back into the counts they were made of, where the stored values prove these.
+    recon_error
+        Also write how badly each cell's codes explain its counts, to find doublets, empty droplets and types that the
+        model never saw. Takes far longer than the codes: every gene is decoded.
     key_added
         Prefix of the keys written.
     copy
@@ -54,7 +58,9 @@ def encode(
         With `copy`, the new object; else None and `adata` gains
         `obsm["rvqa_codes"]`, uint8 [N, 8]: code of each level; the first is the broadest;
         `obsm["X_rvqa"]`, float32 [N, D]: quantized latent, for neighbours and UMAP;
-        `uns["rvqa"]`: gene coverage and the model it came from.
+        `uns["rvqa"]`: gene coverage and the model it came from;
+        with `recon_error`, `obs["rvqa_recon_error"]`, float64 [N]: mean over the measured genes of the squared error
+        over its expectation, about 1 for cells like those of the fit (`CellTokenizer.recon_error`).
 
     Raises
     ------
@@ -68,9 +74,15 @@ def encode(
     >>> sc.pp.neighbors(adata, use_rep="X_rvqa")  # doctest: +SKIP
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
-    codes_NM, alignment = cell_codes(adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover)
+    counts, alignment, library_size = read_cells(
+        adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
+    )
+    codes_NM = tokenizer.encode(counts, alignment, library_size)
+    error_N = tokenizer.recon_error(counts, alignment, library_size, codes_NM) if recon_error else None
     target = copy_of(adata) if copy else adata
     write_codes(target, tokenizer, codes_NM, key_added)
+    if error_N is not None:
+        target.obs[f"{key_added}_recon_error"] = error_N
     record(target, key_added, {"coverage": alignment.report(), "model": getattr(model, "source", "")})
     return target if copy else None
 
@@ -82,8 +94,11 @@ def decode(
     genes: list[str] | None = None,
     levels: int | None = None,
     target_sum: float = counting.TARGET_SUM,
-) -> np.ndarray:
-    """Expected expression of codes.
+    sample: bool = False,
+    library_size: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray | sp.csr_matrix:
+    """Expected expression of codes, or counts drawn from them.
 
     Parameters
     ----------
@@ -97,17 +112,24 @@ def decode(
         Decode only the first levels: broad identity without detail.
     target_sum
         Scale of the result: counts per `target_sum` counts of a cell. Multiply by a library size / `target_sum` for
-        counts.
+        expected counts.
+    sample
+        Draw counts instead: negative binomial around the expectation, with the dispersion that the fit found.
+    library_size
+        With `sample`: total counts of every cell, [N] or one number for all; `target_sum` by default.
+    seed
+        With `sample`: of the draws.
 
     Returns
     -------
-    numpy.ndarray
-        float32 [N, genes]: expected counts per `target_sum`, not log-transformed.
+    numpy.ndarray or scipy.sparse.csr_matrix
+        float32 [N, genes]: expected counts per `target_sum`, not log-transformed, or with `sample` counts, sparse.
 
     Raises
     ------
     rvqa.errors.InputError
-        Codes of the wrong shape, dtype or range, an unknown gene, too many levels, or a target that is no number > 0.
+        Codes of the wrong shape, dtype or range, an unknown gene, too many levels, a target that is no number > 0, or
+        library sizes that are not one number >= 0 a cell.
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
     if levels is not None and not isinstance(levels, int | np.integer):
@@ -118,7 +140,17 @@ def decode(
         array = np.array(codes, order="C")  # PyTorch takes no read-only array and no reversed one
     except ValueError as error:
         raise InputError(f"codes are not an array ({error}); expected uint8 [cells, levels].") from error
-    return tokenizer.decode(array, genes=genes, levels=levels, target_sum=target_sum)
+    if library_size is not None and not sample:
+        raise InputError("library_size is for drawn counts: pass sample=True too, or scale with target_sum.")
+    if not sample:
+        return tokenizer.decode(array, genes=genes, levels=levels, target_sum=target_sum)
+    sizes = np.asarray(target_sum if library_size is None else library_size, dtype=np.float64)
+    if sizes.shape not in ((), (len(array),)) or not ((sizes >= 0) & (sizes <= 2**53)).all():
+        raise InputError(
+            f"library_size has shape {sizes.shape} or values that are no total counts; expected one number >= 0 for "
+            f"each of {len(array)} cells, or one for all."
+        )
+    return tokenizer.sample(array, np.broadcast_to(sizes, len(array)), seed=seed, genes=genes, levels=levels)
 
 
 def cell_codes(

@@ -28,7 +28,7 @@ from rvqa.model import Model
 from rvqa.obs import column, labels_of, require_known
 from rvqa.prompts import PERTURB
 from rvqa.serving.hf import generate_cells
-from rvqa.tokenizer import CellTokenizer
+from rvqa.tokenizer import CellTokenizer, draw_counts
 
 PRIOR_COUNTS = 5.0
 """Counts added to both sides of the ratio: a gene with fewer in all control cells of a type says little about it."""
@@ -221,12 +221,10 @@ def decode_counts(
     """Expected counts float32 [N, G] and negative binomial draws of them, CSR."""
     mean_NG = np.empty((len(codes_NM), len(tokenizer.axis)), dtype=np.float32)
     dispersion_G = tokenizer.dispersion_G.double().numpy()
-    shape_G = 1.0 / np.maximum(dispersion_G, 1e-6)
     blocks = []
     for rows, share_BG in tokenizer.share_blocks(codes_NM):
         ratio_BG = np.stack([ratio[name] for name in types_N[rows]])
         mean_BG = share_BG.astype(np.float64) * library_N[rows, None] * ratio_BG
-        rate_BG = rng.gamma(np.broadcast_to(shape_G, mean_BG.shape), mean_BG / shape_G)
-        blocks.append(sp.csr_matrix(rng.poisson(rate_BG).astype(np.float32)))
+        blocks.append(draw_counts(mean_BG, dispersion_G, rng))
         mean_NG[rows] = mean_BG
     return mean_NG, sp.vstack(blocks, format="csr")

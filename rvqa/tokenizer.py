@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rvqa.checkpoint import OTHER_VERSION, REPAIR, read_json, read_tensors, require_same_tensors
 from rvqa.counts import TARGET_SUM
 from rvqa.errors import InputError, about
-from rvqa.genes import GeneAlignment, GeneAxis
+from rvqa.genes import GeneAlignment, GeneAxis, map_columns
 from rvqa.kernels import ops
 from rvqa.obs import require_known
 
@@ -156,9 +156,13 @@ class CellTokenizer(nn.Module):
         """Codebooks made ready for the kernels."""
         return ops.prepare(self.codebooks_MKD)
 
+    def quantize(self, latent_ND: Tensor) -> np.ndarray:
+        """Codes uint8 [N, M] of latents."""
+        return ops.residual_quantize(latent_ND, self.tables).numpy()
+
     def encode(self, counts: sp.csr_matrix, alignment: GeneAlignment, library_size: np.ndarray) -> np.ndarray:
         """Codes uint8 [N, M] of raw counts; arguments as for `latent`."""
-        return ops.residual_quantize(self.latent(counts, alignment, library_size), self.tables).numpy()
+        return self.quantize(self.latent(counts, alignment, library_size))
 
     # Decoder
 
@@ -195,6 +199,28 @@ class CellTokenizer(nn.Module):
         target_sum: float = TARGET_SUM,
     ) -> np.ndarray:
         """Expected counts per `target_sum`, float32 [N, genes]; see `rvqa.decode`."""
+        columns = self._columns(codes_NM, genes, levels)
+        result_NG = np.empty((len(codes_NM), len(columns)), dtype=np.float32)
+        for rows, share_BG in self.share_blocks(codes_NM[:, :levels]):
+            result_NG[rows] = share_BG[:, columns] * np.float32(target_sum)
+        return result_NG
+
+    def sample(
+        self,
+        codes_NM: np.ndarray,
+        library_size: np.ndarray,
+        *,
+        seed: int = 0,
+        genes: Sequence[str] | None = None,
+        levels: int | None = None,
+    ) -> sp.csr_matrix:
+        """Counts drawn from codes at library sizes [N], float32 CSR [N, genes]; see `rvqa.decode`."""
+        columns = self._columns(codes_NM, genes, levels)
+        rng = np.random.default_rng(seed)
+        return self.draw(codes_NM[:, :levels], library_size, rng, columns)
+
+    def _columns(self, codes_NM: np.ndarray, genes: Sequence[str] | None, levels: int | None) -> np.ndarray:
+        """Columns of the axis that genes stand for; codes, genes and levels are checked."""
         expected = self.config.levels
         if codes_NM.dtype != np.uint8 or codes_NM.ndim != 2 or codes_NM.shape[1] != expected:
             raise InputError(
@@ -204,15 +230,11 @@ class CellTokenizer(nn.Module):
         if levels is not None and not 1 <= levels <= expected:
             raise InputError(f"levels is {levels}; expected 1 to {expected}.")
         symbols = self.axis.symbols
-        columns = np.arange(len(symbols))
-        if genes is not None:
-            require_known("gene of this model", genes, symbols)
-            index = {symbol: i for i, symbol in enumerate(symbols)}
-            columns = np.array([index[gene] for gene in genes], dtype=np.int64)
-        result_NG = np.empty((len(codes_NM), len(columns)), dtype=np.float32)
-        for rows, share_BG in self.share_blocks(codes_NM[:, :levels]):
-            result_NG[rows] = share_BG[:, columns] * np.float32(target_sum)
-        return result_NG
+        if genes is None:
+            return np.arange(len(symbols))
+        require_known("gene of this model", genes, symbols)
+        index = {symbol: i for i, symbol in enumerate(symbols)}
+        return np.array([index[gene] for gene in genes], dtype=np.int64)
 
     def share_sum(self, codes_NM: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
         """Weighted sum of expected shares over cells, float64 [G]: with library sizes, the expected total counts."""
@@ -220,6 +242,41 @@ class CellTokenizer(nn.Module):
         for rows, share_BG in self.share_blocks(codes_NM):
             total_G += weight_N[rows] @ share_BG.astype(np.float64)
         return total_G
+
+    def draw(
+        self,
+        codes_NM: np.ndarray,
+        library_size: np.ndarray,
+        rng: np.random.Generator,
+        columns: np.ndarray | None = None,
+    ) -> sp.csr_matrix:
+        """Counts drawn around what codes stand for, float32 CSR [N, G or columns], given library sizes [N]."""
+        columns = np.arange(len(self.axis)) if columns is None else columns
+        dispersion_G = self.dispersion_G.double().numpy()[columns]
+        blocks = [sp.csr_matrix((0, len(columns)), dtype=np.float32)]
+        for rows, share_BG in self.share_blocks(codes_NM):
+            mean_BG = share_BG[:, columns].astype(np.float64) * library_size[rows, None]
+            blocks.append(draw_counts(mean_BG, dispersion_G, rng))
+        return sp.vstack(blocks, format="csr")
+
+    def recon_error(
+        self, counts: sp.csr_matrix, alignment: GeneAlignment, library_size: np.ndarray, codes_NM: np.ndarray
+    ) -> np.ndarray:
+        """How badly codes explain the counts they were made of, float64 [N].
+
+        Mean over the measured genes of the axis of (c - m)^2 / (m + a m^2), where m is the decoded mean at the cell's
+        library size and a the gene's dispersion: about 1 for a cell like those of the fit, more for doublets, damaged
+        cells and types never seen. Arguments as for `latent`, and codes uint8 [N, M].
+        """
+        on_axis = map_columns(counts, alignment)
+        measured_G = alignment.measured
+        dispersion_G = self.dispersion_G.double().numpy()[measured_G]
+        error_N = np.empty(len(codes_NM))
+        for rows, share_BG in self.share_blocks(codes_NM):
+            mean_BG = share_BG[:, measured_G].astype(np.float64) * library_size[rows, None] + 1e-8
+            counts_BG = on_axis[rows].toarray()[:, measured_G]
+            error_N[rows] = ((counts_BG - mean_BG) ** 2 / (mean_BG + dispersion_G * mean_BG**2)).mean(1)
+        return error_N
 
     # Files
 
@@ -271,6 +328,13 @@ class CellTokenizer(nn.Module):
         tokenizer = cls(axis, config)
         tokenizer.load_state_dict(tensors)
         return tokenizer.eval()
+
+
+def draw_counts(mean_BG: np.ndarray, dispersion_G: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
+    """Negative binomial counts with these means, float32 CSR [B, G]; variance = mean + dispersion x mean^2."""
+    shape_G = 1.0 / np.maximum(dispersion_G, 1e-6)
+    rate_BG = rng.gamma(np.broadcast_to(shape_G, mean_BG.shape), mean_BG / shape_G)
+    return sp.csr_matrix(rng.poisson(rate_BG).astype(np.float32))
 
 
 def _read_axis(path: Path) -> GeneAxis:

@@ -156,3 +156,40 @@ def test_a_prefix_of_levels_decodes_to_less_detail(cells, model):
 def test_decode_refuses(codes, options, message, model):
     with pytest.raises(InputError, match=message):
         rvqa.decode(codes, model, **options)
+
+
+def test_drawn_counts(model, shipped):
+    """Whole counts around the expectation at the library sizes asked for, the same for the same seed."""
+    adata = next(iter(shipped.tests.values())).copy()
+    rvqa.encode(adata, model, library_size_key="depth", recon_error=True)
+    codes = np.repeat(adata.obsm["rvqa_codes"][:1], 2000, axis=0)
+    expected = rvqa.decode(codes[:1], model, target_sum=5e3)[0]
+    drawn = rvqa.decode(codes, model, sample=True, library_size=np.full(2000, 5e3), seed=3)
+    assert (drawn.data == np.floor(drawn.data)).all()
+    top = np.argsort(-expected)[:20]
+    dispersion = model.cell_tokenizer.dispersion_G.numpy()[top]
+    error = np.sqrt((expected[top] + dispersion * expected[top] ** 2) / 2000)
+    assert (np.abs(np.asarray(drawn.mean(0)).ravel()[top] - expected[top]) < 5 * error).all()
+    again = rvqa.decode(codes, model, sample=True, library_size=5e3, seed=3)
+    assert (again != drawn).nnz == 0
+    assert (rvqa.decode(codes, model, sample=True, library_size=5e3, seed=4) != drawn).nnz > 0
+    two = rvqa.decode(codes[:5], model, sample=True, genes=list(model.cell_tokenizer.axis.symbols[:2]))
+    assert two.shape == (5, 2)
+    for wrong in (np.ones(3), -1.0, np.nan):
+        with pytest.raises(InputError, match="library_size"):
+            rvqa.decode(codes, model, sample=True, library_size=wrong)
+    with pytest.raises(InputError, match="sample=True"):
+        rvqa.decode(codes, model, library_size=1.0)
+
+
+def test_reconstruction_error(model, shipped):
+    """About 1 for cells of the fit; far more where counts have nothing to do with the codes."""
+    adata = shipped.references[0].copy()
+    rvqa.encode(adata, model, library_size_key="depth", recon_error=True)
+    error = adata.obs["rvqa_recon_error"].to_numpy()
+    assert 0.7 < np.median(error) < 1.3
+    rng = np.random.default_rng(0)
+    shuffled = adata.copy()
+    shuffled.X = adata.X[:, rng.permutation(adata.n_vars)].tocsr()
+    rvqa.encode(shuffled, model, library_size_key="depth", recon_error=True)
+    assert np.median(shuffled.obs["rvqa_recon_error"]) > 2 * np.median(error)

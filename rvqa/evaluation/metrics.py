@@ -41,6 +41,39 @@ def per_class(true_N: np.ndarray, predicted_N: np.ndarray, classes: Sequence[str
     }
 
 
+def bootstrap_interval(
+    values_N: np.ndarray, *, rng: np.random.Generator, level: float = 0.95, rounds: int = 1000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over cells (Efron 1979).
+
+    How often each distinct value is drawn is multinomial, so 0/1 values cost two columns whatever the number of cells.
+    Cells count as independent: what differs between donors is not in the interval.
+
+    Parameters
+    ----------
+    values_N
+        One value a cell, [N]; for an accuracy whether the cell is right, 0 or 1.
+    rng
+        Decides the draws.
+    level
+        Share of the bootstrap means within the interval.
+    rounds
+        Number of bootstrap means.
+
+    Returns
+    -------
+    tuple
+        Lower and upper end; NaN without cells.
+    """
+    n = len(values_N)
+    if n == 0:
+        return float("nan"), float("nan")
+    distinct_V, cells_V = np.unique(np.asarray(values_N, dtype=np.float64), return_counts=True)
+    drawn_RV = rng.multinomial(n, cells_V / n, size=rounds)
+    low, high = np.quantile(drawn_RV @ distinct_V / n, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def perplexity(codes_NM: np.ndarray, entries: int) -> np.ndarray:
     """Codebook use of every level, float64 [M]: exp of the entropy of its codes; `entries` when all are used alike."""
     counts_MK = np.stack([np.bincount(codes_NM[:, level], minlength=entries) for level in range(codes_NM.shape[1])])

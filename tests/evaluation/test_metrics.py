@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
-from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
+from rvqa.evaluation.metrics import ShiftTruth, bootstrap_interval, classification, perplexity
 
 
 def test_macro_f1_averages_over_the_true_classes_alone():
@@ -85,3 +85,38 @@ def test_a_cell_is_held_out_or_trained_on_never_both(donors):
     known = np.isin(donors, ["1", "2", "3"])
     np.testing.assert_array_equal(train | held_out, known)
     assert (np.array(donors)[held_out] == "2").all()
+
+
+def test_bootstrap_interval_of_an_accuracy():
+    right = np.repeat([1, 0], [900, 100])
+    low, high = bootstrap_interval(right, rng=np.random.default_rng(0), rounds=20_000)
+    exact = stats.binom(1000, 0.9).ppf([0.025, 0.975]) / 1000
+    np.testing.assert_allclose([low, high], exact, atol=0.0011)
+    assert (low, high) == bootstrap_interval(right == 1, rng=np.random.default_rng(0), rounds=20_000)
+    narrow = bootstrap_interval(right, rng=np.random.default_rng(0), level=0.5)
+    assert low < narrow[0] < 0.9 < narrow[1] < high
+
+
+def test_bootstrap_interval_equals_resampling_of_cells():
+    values = np.random.default_rng(1).gamma(2.0, size=300)
+    found = bootstrap_interval(values, rng=np.random.default_rng(2), rounds=4000)
+    library = stats.bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(3)
+    ).confidence_interval
+    # A 2.5 % quantile of 4,000 means lies within 5 % of their spread about its place, three times that is allowed.
+    np.testing.assert_allclose(found, library, atol=0.15 * values.std() / np.sqrt(300))
+
+
+def test_bootstrap_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for right in rng.binomial(1, 0.8, (400, 500)):
+        low, high = bootstrap_interval(right, rng=rng, level=0.9, rounds=400)
+        inside += low <= 0.8 <= high
+    assert abs(inside / 400 - 0.9) < 0.06
+
+
+def test_bootstrap_interval_at_the_ends():
+    rng = np.random.default_rng(0)
+    assert bootstrap_interval(np.ones(7), rng=rng) == (1, 1)
+    assert np.isnan(bootstrap_interval(np.array([]), rng=rng)).all()

@@ -9,7 +9,8 @@ from rvqa.codes import cell_codes
 from rvqa.errors import InputError
 from rvqa.evaluation.metrics import perplexity
 from rvqa.training.reference import read_reference
-from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer, k_means, select_genes
+from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer, select_genes
+from rvqa.training.tokenizer_run import k_means
 
 
 @pytest.fixture(scope="module")

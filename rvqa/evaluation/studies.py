@@ -1,0 +1,149 @@
+"""Files of cells as evaluation sees them: counts, depth, harmonised labels, donors.
+
+N cells, G genes of an axis. Labels are harmonised by a table (`label_to_cl.json` of the reference folder: raw label ->
+coarse label) where one is at hand, so that studies with other words for the same types can be compared.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from rvqa.counts import counts_var_and_depth, log1p_normalise
+from rvqa.errors import InputError, about
+from rvqa.files import read_h5ad
+from rvqa.genes import GeneAlignment, GeneAxis, align, map_columns
+from rvqa.obs import column, labels_of
+
+DEPTH_COLUMNS = ("n_counts_all_genes", "nUMI_all_genes", "library_size")
+"""Columns of obs in which files that were cut to a few genes keep every cell's total counts."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Cells of one file."""
+
+    name: str
+    counts: sp.csr_matrix
+    """Raw counts over the genes of the file, float32 [N, genes]."""
+    var: pd.DataFrame
+    library_size: np.ndarray
+    """Total counts over all genes, float64 [N]."""
+    label_N: np.ndarray
+    """Harmonised cell type, object [N]; "" where unlabelled."""
+    truth_N: np.ndarray
+    """The same, "" also where the label was made by a model: what predictions are compared with."""
+    donor_N: np.ndarray
+    """Donor, object [N]; "" where unknown."""
+    condition_N: np.ndarray
+    """Condition, object [N]; "" where there is none."""
+    cell_N: np.ndarray
+    """Barcode, object [N]."""
+
+    def __len__(self) -> int:
+        return self.counts.shape[0]
+
+    @property
+    def axis(self) -> GeneAxis:
+        """Genes of the file."""
+        with about(self.name):
+            return GeneAxis.from_adata(AnnData(var=self.var))
+
+    def alignment(self, axis: GeneAxis) -> GeneAlignment:
+        """How the genes of the file meet an axis."""
+        with about(self.name):
+            return align(self.var, axis)
+
+    def log1p(self, axis: GeneAxis) -> sp.csr_matrix:
+        """log1p of counts per 10,000 on an axis, float32 CSR [N, G]."""
+        return log1p_normalise(map_columns(self.counts, self.alignment(axis)), self.library_size)
+
+    def take(self, rows: np.ndarray) -> "Study":
+        """Some of the cells: a mask or indices."""
+        parts = (self.library_size, self.label_N, self.truth_N, self.donor_N, self.condition_N, self.cell_N)
+        return Study(self.name, self.counts[rows].tocsr(), self.var, *(part[rows] for part in parts))
+
+    def cut(self, columns: np.ndarray) -> "Study":
+        """Some of the genes, by index; library sizes stay those of all genes."""
+        return replace(self, counts=self.counts[:, columns].tocsr(), var=self.var.iloc[columns])
+
+
+def read_study(
+    path: str | Path,
+    *,
+    labels: str = "cell_type",
+    donor: str = "donor",
+    condition: str = "condition",
+    table: Mapping[str, str] | None = None,
+) -> Study:
+    """Read one .h5ad file with raw counts.
+
+    Parameters
+    ----------
+    path
+        The file. Total counts are taken from the first of `DEPTH_COLUMNS` it has, else summed.
+    labels, donor, condition
+        Columns of obs; one that the file does not have is taken as unknown in every cell. Where there is a column
+        `<labels>_author` as well, labels that it leaves empty were transferred by a model: they teach and test nothing.
+    table
+        Harmonised label of a raw one; `label_table()` reads one. Labels that it does not know stay as they are.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        No such file, or no raw counts.
+    """
+    path = Path(path)
+    adata = read_h5ad(path)
+    key = next((name for name in DEPTH_COLUMNS if name in adata.obs), None)
+    with about(path):
+        counts, var, library_size = counts_var_and_depth(adata, library_size_key=key)
+
+        def texts(name: str) -> np.ndarray:
+            values = labels_of(adata, name) if name in adata.obs else [""] * adata.n_obs
+            return np.array([str(value) for value in values], dtype=object)
+
+        label_N = np.array([(table or {}).get(name, name) for name in texts(labels)], dtype=object)
+        by_author = f"{labels}_author"
+        truth_N = np.where(texts(by_author) == "", "", label_N) if by_author in adata.obs else label_N
+        cell_N = np.array([str(name) for name in adata.obs_names], dtype=object)
+        condition_N = column(adata, condition).astype(object) if condition in adata.obs else texts(condition)
+    return Study(path.stem, counts, var, library_size, label_N, truth_N, texts(donor), condition_N, cell_N)
+
+
+def label_table(folder: str | Path | None = None) -> dict[str, str]:
+    """Coarse label of every raw label: `label_to_cl.json` of a folder, of RVQA_REF_DIR, or {} where there is none."""
+    named = folder or os.environ.get("RVQA_REF_DIR")
+    beside = Path(os.environ.get("RVQA_DATA_DIR", "../shared/data")).parent / "ref"
+    file = (Path(named) if named else beside) / "label_to_cl.json"
+    if not file.is_file():
+        return {}
+    return {raw: entry["coarse"] for raw, entry in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def study_files(given: Sequence[str | Path]) -> list[Path]:
+    """Files to read: those given, and all .h5ad files of folders given, in the order of their names."""
+    files: list[Path] = []
+    for each in map(Path, given):
+        inside = sorted(each.glob("*.h5ad")) if each.is_dir() else [each]
+        if not inside:
+            raise InputError(f"{each} holds no .h5ad file. Give files, or a folder of them.")
+        files += inside
+    names = [file.stem for file in files]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"Two files are named {repeated[0]}. Rename one: figures go by the file's name.")
+    return files
+
+
+def shared_axis(studies: Sequence[Study]) -> GeneAxis:
+    """Genes that all of the studies measure."""
+    axis = studies[-1].axis
+    for study in studies[:-1]:
+        axis = axis.subset(np.flatnonzero(study.alignment(axis).measured))
+    return axis

@@ -1,0 +1,80 @@
+"""`rvqa fit-tokenizer` and `rvqa evaluate tokenizer` on real cells, through the command line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rvqa.evaluation.tokenizer import evaluate_directory
+from rvqa.tokenizer import CellTokenizer
+
+FILES = ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")
+
+
+def run(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "rvqa", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def fitted(data_dir, tmp_path_factory):
+    """A tokenizer fitted briefly, two donors held out and one for validation."""
+    path = tmp_path_factory.mktemp("tokenizer") / "fitted"
+    files = [data_dir / f"{name}.h5ad" for name in FILES]
+    options = ["--held-out", "1244,1256", "--validation", "1039", "--epochs", 10, "--quiet"]
+    done = run("fit-tokenizer", *files, "-o", path, *options)
+    assert "genes" in done.stdout
+    return path
+
+
+def test_what_a_fit_leaves(fitted, data_dir):
+    facts = json.loads((fitted / "fit.json").read_text())
+    assert facts["held_out_donors"] == ["1244", "1256"]
+    assert facts["cells"]["held out"] == 594
+    assert facts["cells"]["fit"] + facts["cells"]["validation"] == 2638 + 2000 - 594 - 26
+    assert facts["settings"]["epochs"] == 10
+    assert 0 < facts["fit_seconds"] <= facts["seconds"]
+    assert len(CellTokenizer.from_pretrained(fitted).axis) == facts["genes"]
+    again = run("fit-tokenizer", data_dir / "pbmc3k_10x.h5ad", "-o", fitted, code=2)
+    assert "--force" in again.stderr
+    wrong = run("fit-tokenizer", data_dir / "pbmc3k_10x.h5ad", "-o", fitted.parent / "x", "--preset", "huge", code=2)
+    assert "small, atlas" in wrong.stderr
+
+
+@pytest.mark.filterwarnings("ignore::rvqa.genes.CoverageWarning")
+def test_figures(fitted, data_dir):
+    """All figures are there, of unseen cells alone, and bracketed by what cannot be otherwise."""
+    names = (*FILES, "zheng2017_sorted_pbmc_3500", "kang2018_ctrl_pbmc_12k_1287genes")
+    result = evaluate_directory(fitted, [data_dir / f"{name}.h5ad" for name in names])
+    figures = result["figures"]
+    assert all(np.isfinite(value) for value in figures.values()), figures
+    assert result["probes"]["kang2018_ctrl_pbmc_12k_1287genes"]["cells"] == 3987  # donors 1244 and 1256 alone
+    assert "pbmc3k_10x" not in result["probes"]
+    for row in result["probes"].values():
+        for method in ("expression", "latent", "codes"):
+            assert row["majority"]["accuracy"] < row[method]["accuracy"] < 1
+            low, high = row[method]["interval"]
+            assert low < row[method]["accuracy"] < high
+    zheng = result["probes"]["zheng2017_sorted_pbmc_3500"]
+    assert figures["lr_codes_minus_expression_mean"] == pytest.approx(
+        zheng["codes"]["accuracy"] - zheng["expression"]["accuracy"]
+    )
+    assert result["levels"]["zheng2017_sorted_pbmc_3500"][-1] == zheng["codes"]["accuracy"]
+    assert max(result["codes"]["perplexity"]) <= 32
+    for row in result["variance"].values():
+        assert 0 < row["quantized"] <= row["before quantization"] + 0.01
+    assert result["odd_cells"]["zheng2017_sorted_pbmc_3500"]["doublets"] > 0.5
+
+
+def test_a_directory_without_a_record_is_refused(data_dir, tmp_path, fitted):
+    CellTokenizer.from_pretrained(fitted).save_pretrained(tmp_path / "bare")
+    done = run("evaluate", "tokenizer", tmp_path / "bare", "--data", data_dir / "pbmc3k_10x.h5ad", code=2)
+    assert "split.parquet" in done.stderr
+    seen = run("evaluate", "tokenizer", fitted, "--data", data_dir / "pbmc3k_10x.h5ad", code=2)
+    assert "50 unseen cells" in seen.stderr
