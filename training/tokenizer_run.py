@@ -62,8 +62,11 @@ class Run:
                 parameter.mul_(0.1)
         self.classifier = nn.Linear(settings.latent, max(cells.n_labels, 1)).to(self.device)
         self.reconstruction = Reconstruction(settings.likelihood, tokenizer.gene_scale_G)
+        shape = (len(cells.measured_FG), len(tokenizer.axis))
+        self.shift_FG = nn.Parameter(torch.zeros(shape, device=self.device)) if settings.study_shift else None
         modules = (tokenizer, self.classifier, self.reconstruction)
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.parameters += [] if self.shift_FG is None else [self.shift_FG]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -156,7 +159,14 @@ class Run:
             full_BD, prefix_BD = self._quantize(latent_BD.detach())
             extra = settings.commitment * F.mse_loss(latent_BD, full_BD)
             used_BD = latent_BD + (prefix_BD - latent_BD).detach()  # straight-through gradient
-        loss = self._reconstruct(used_BD, counts, library_B, measured_BG).mean() * self.scale + extra
+        log_share_BG = tokenizer.log_share(used_BD)
+        if self.shift_FG is not None:
+            shift_FG = self.shift_FG - self.shift_FG.mean(0)
+            log_share_BG = (log_share_BG + shift_FG[torch.from_numpy(cells.file_N[rows]).to(self.device)]).clamp(
+                max=0.0
+            )
+            extra = extra + settings.study_shift * shift_FG.square().mean()
+        loss = self._reconstruct(log_share_BG, counts, library_B, measured_BG).mean() * self.scale + extra
         label_B = torch.from_numpy(cells.label_N[rows])
         if (label_B >= 0).any() and settings.label_weight:
             logits_BL = self.classifier(used_BD)
@@ -179,13 +189,13 @@ class Run:
         return self.tokenizer.standardise(log1p_BG.to(self.device), measured_BG.to(self.device))
 
     def _reconstruct(
-        self, latent_BD: Tensor, counts: sp.csr_matrix, library_B: np.ndarray, measured_BG: Tensor
+        self, log_share_BG: Tensor, counts: sp.csr_matrix, library_B: np.ndarray, measured_BG: Tensor
     ) -> Tensor:
-        """Loss [B] of counts decoded from a latent."""
+        """Loss [B] of decoded counts."""
         return self.reconstruction(
             torch.from_numpy(counts.toarray()).to(self.device),
             torch.from_numpy(library_B).float().to(self.device),
-            self.tokenizer.log_share(latent_BD),
+            log_share_BG,
             measured_BG.to(self.device),
         )
 
@@ -269,7 +279,7 @@ class Run:
                 used_BD = ops.decode(ops.residual_quantize(latent_BD, tables), tables)
             measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[rows]])
             counts, library_B = cells.counts[rows], cells.library_size[rows]
-            total += self._reconstruct(used_BD, counts, library_B, measured_BG).double().sum()
+            total += self._reconstruct(self.tokenizer.log_share(used_BD), counts, library_B, measured_BG).double().sum()
         return self.processes.sum_(total).item() / n * self.scale
 
     # Checkpoints
@@ -282,6 +292,7 @@ class Run:
             "classifier": self.classifier.state_dict(),
             "reconstruction": self.reconstruction.state_dict(),
             "best": self.best,
+            "study": {} if self.shift_FG is None else {"shift_FG": self.shift_FG},
         }
         for index, moments in self.optimiser.state_dict()["state"].items():
             parts[f"optimiser.{index}"] = moments
@@ -314,6 +325,8 @@ class Run:
         self.tokenizer.load_state_dict(part("tokenizer"))
         self.classifier.load_state_dict(part("classifier"))
         self.reconstruction.load_state_dict(part("reconstruction"))
+        if self.shift_FG is not None:
+            self.shift_FG.data.copy_(part("study")["shift_FG"])
         moments = {index: part(f"optimiser.{index}") for index in range(len(self.parameters))}
         groups = self.optimiser.state_dict()["param_groups"]
         found = {index: named for index, named in moments.items() if named}

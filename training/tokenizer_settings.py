@@ -15,7 +15,7 @@ class TokenizerSettings:
     Raises
     ------
     rvqa.errors.InputError
-        An unknown likelihood, `patience` below 0 or `checkpoint_steps` below 1.
+        An unknown likelihood, `patience` or `study_shift` below 0, or `checkpoint_steps` below 1.
     """
 
     n_top_genes: int = 4000
@@ -46,6 +46,9 @@ class TokenizerSettings:
     min_scale: float = 0.1
     """Floor of a gene's standard deviation on log1p of counts per 10,000."""
     seed: int = 0
+    study_shift: float = 0.0
+    """Penalty on an offset of each file to the decoded log share of each gene, so that codes need not say which file a
+    cell is from; the offsets are dropped after the fit. 0: no offsets."""
     quantize: bool = True
     """False: the same recipe without codebooks in the second half, the yardstick of what they cost. Codebooks are then
     put into the result by k-means at the end."""
@@ -60,7 +63,7 @@ class TokenizerSettings:
     def __post_init__(self) -> None:
         if self.likelihood not in LIKELIHOODS:
             raise InputError(f"likelihood is {self.likelihood!r}; expected one of {', '.join(LIKELIHOODS)}.")
-        for name, least in (("patience", 0), ("checkpoint_steps", 1)):
+        for name, least in (("patience", 0), ("checkpoint_steps", 1), ("study_shift", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more.")
 

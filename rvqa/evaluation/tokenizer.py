@@ -133,7 +133,8 @@ def evaluate_tokenizer(
     say("panels")
     result["panels"] = panels(tokenizer, labelled, tests, studies, entries)
     say("populations")
-    result["populations"] = {test.study.name: populations(tokenizer, test, rng) for test in tests}
+    taught_types = {name for each in taught for name in each.study.label_N} - {""}
+    result["populations"] = {test.study.name: populations(tokenizer, test, taught_types, rng) for test in tests}
     say("clusters")
     result["clusters"] = {test.study.name: clusters(taught, test, seed) for test in tests if _n_types(test.study) > 1}
     say("odd cells")
@@ -221,8 +222,9 @@ def figures(result: dict[str, Any], new: Sequence[str]) -> dict[str, float]:
     latent = [row["latent"]["accuracy"] - row["expression"]["accuracy"] for row in probes.values()]
     coarse = [row[1] / row[-1] for row in result["levels"].values()]
     drops = [each["drop_points"] for rows in result["panels"].values() for each in rows.values()]
-    means = [row["mean_pearson_centered"] for row in result["populations"].values() if row["types"]]
-    spreads = [row["variance_pearson"] for row in result["populations"].values()]
+    decoded = [row for row in result["populations"].values() if np.isfinite(row["mean_pearson_centered"])]
+    means = [row["mean_pearson_centered"] for row in decoded]
+    spreads = [row["variance_pearson"] for row in decoded]
     return {
         "perplexity_level1": result["codes"]["perplexity"][0],
         "perplexity_min_2_8": min(result["codes"]["perplexity"][1:], default=np.nan),
@@ -394,8 +396,13 @@ def _panels(small: Sequence[Study]) -> list[tuple[str, GeneAxis]]:
     return found
 
 
-def populations(tokenizer: CellTokenizer, test: Coded, rng: np.random.Generator) -> dict[str, Any]:
-    """Decoded cells, drawn with the true library sizes, against the true cells: means, spreads, correlations."""
+def populations(
+    tokenizer: CellTokenizer, test: Coded, taught_types: set[str], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Decoded cells, drawn with the true library sizes, against the true cells: means, spreads, correlations.
+
+    `mean_pearson_centered` is the mean over types that the fit has seen, `new_types` over the others.
+    """
     study = test.study
     alignment = study.alignment(tokenizer.axis)
     measured_G = alignment.measured
@@ -415,7 +422,8 @@ def populations(tokenizer: CellTokenizer, test: Coded, rng: np.random.Generator)
     top = np.argsort(-np.asarray(true.sum(0)).ravel(), kind="stable")[:200]
     return {
         "types": by_type,
-        "mean_pearson_centered": _mean(list(by_type.values())),
+        "mean_pearson_centered": _mean([value for name, value in by_type.items() if name in taught_types]),
+        "new_types": _mean([value for name, value in by_type.items() if name not in taught_types]),
         "variance_pearson": variance_pearson(spread, drawn_spread, enough_G),
         "gene_correlation_top_200": gene_correlation(true_log, drawn_log, top),
         "global_mean_baseline": 0.0,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from safetensors.torch import load_file, save_file
@@ -18,9 +19,12 @@ from scipy import stats
 from rvqa.checkpoint import read_json
 from rvqa.errors import InputError
 from rvqa.genes import align
+from rvqa.tokenizer import CellTokenizer, CellTokenizerConfig
 from rvqa.training import tokenizer_checkpoint
+from rvqa.training.processes import Processes
 from rvqa.training.reference import read_reference
-from rvqa.training.tokenizer import fit_tokenizer, preset
+from rvqa.training.tokenizer import _set_statistics, fit_tokenizer, preset, select_genes
+from rvqa.training.tokenizer_cells import gather
 from rvqa.training.tokenizer_losses import Reconstruction
 from rvqa.training.tokenizer_run import Run
 from rvqa.training.tokenizer_settings import LIKELIHOODS, TokenizerSettings
@@ -173,7 +177,7 @@ def test_the_validation_loss_is_that_of_decoded_codes(cells, held_out, monkeypat
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("step", [5, HALF, HALF + 1, 22])
 def test_a_stopped_fit_continues_to_the_same_tokenizer(cells, held_out, tmp_path, monkeypatch, step, likelihood):
-    settings = replace(TINY, likelihood=likelihood, checkpoint_steps=3)
+    settings = replace(TINY, likelihood=likelihood, checkpoint_steps=3, study_shift=0.1)
     whole = fit(cells, settings, validation=held_out)
     go_on = stop_at(monkeypatch, step)
     with pytest.raises(Stop):
@@ -470,3 +474,29 @@ def test_without_codebooks_the_latent_is_trained_alone():
     assert [len(np.unique(codes[:, level])) for level in range(3)] == [8, 8, 8]
     error = ((latent.numpy() - alone.quantized_latent(codes)) ** 2).sum()
     assert error < 0.5 * ((latent - latent.mean(0)) ** 2).sum()
+
+
+def test_offsets_of_a_study_are_learned_and_left_behind():
+    """Genes that one file catches twice as often: its offsets say so; the tokenizer does not keep them."""
+    plain, other = reference_of(1), reference_of(2)
+    factor = np.where(np.arange(90) % 2, 2.0, 1.0)
+    thinned = np.random.default_rng(0).binomial(other.counts.toarray().astype(int), factor / 2)
+    other = replace(other, counts=sp.csr_matrix(thinned, dtype=np.float32), library_size=thinned.sum(1).astype(float))
+    tokenizer, run = fitted_run([plain, other], replace(TINY, study_shift=0.01, epochs=60, label_weight=0.0))
+    learned_G = (run.shift_FG[1] - run.shift_FG[0]).detach().numpy()
+    columns = [int(name.removeprefix("GENE")) for name in tokenizer.axis.symbols]
+    assert np.corrcoef(learned_G, np.log(factor[columns]))[0, 1] > 0.8
+    assert not any("shift" in name for name in tokenizer.state_dict())
+
+
+def fitted_run(references, settings):
+    """A tokenizer and the run that fitted it."""
+    axis = select_genes(references, settings.n_top_genes)
+    cells = gather(references, axis)
+    torch.manual_seed(0)
+    sizes = (settings.hidden, settings.latent, settings.levels, settings.entries, settings.dropout)
+    tokenizer = CellTokenizer(axis, CellTokenizerConfig(*sizes))
+    _set_statistics(tokenizer, cells, settings)
+    run = Run(tokenizer, cells, settings, validation=None, processes=Processes("cpu"))
+    run.run(progress=False, checkpoint=None)
+    return tokenizer.eval(), run
