@@ -1,25 +1,15 @@
 """`rvqa fit-tokenizer` and `rvqa evaluate tokenizer` on real cells, through the command line."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from rvqa.evaluation.tokenizer import evaluate_directory
 from rvqa.tokenizer import CellTokenizer
+from tests.test_cli import run
 
 FILES = ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")
-
-
-def run(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "rvqa", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
