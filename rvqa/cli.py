@@ -4,6 +4,7 @@ Exit codes: 0 fine; 2 wrong use or input, also no permission or a full disk; 1 s
 """
 
 import json
+import math
 import signal
 import sys
 import traceback
@@ -125,7 +126,7 @@ def fit_tokenizer(
         progress=not quiet,
     )
     if as_json:
-        print(json.dumps(facts))
+        _print_json(facts)
     else:
         print(
             f"{output}: {facts['genes']:,} genes, {facts['cells']['fit']:,} cells fitted in "
@@ -147,18 +148,32 @@ def evaluate_tokenizer(
     labels: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
     donor: Annotated[str, typer.Option(help="obs column with donors.")] = "donor",
     seed: Annotated[int, typer.Option(help="Seed of draws.", min=0)] = 0,
+    report: ReportOut = None,
+    force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a tokenizer: codes in use, meaning, hierarchy, depth, panels, decoded populations."""
     from rvqa.evaluation.tokenizer import evaluate_directory, text
+    from rvqa.files import require_writable
+
+    if report is not None:
+        require_writable(report, force=force, suffix=".html")
 
     def say(what: str) -> None:
         if not quiet:
             print(f"rvqa: {what}", file=sys.stderr)
 
     result = evaluate_directory(model, data, continuous=continuous, labels=labels, donor=donor, seed=seed, say=say)
-    print(json.dumps(result) if as_json else text(result))
+    if report is not None:
+        from rvqa.report import command_line
+        from rvqa.report.tokenizer import tokenizer_report
+
+        tokenizer_report(result, report, title=f"Tokenizer {model.name}", command=command_line(), force=force)
+    if as_json:
+        _print_json(result)
+    else:
+        print(text(result))
 
 
 @app.command()
@@ -343,7 +358,7 @@ def demo(
 
     results = run(output, seed=seed, progress=not quiet, out=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print(json.dumps(results))
+        _print_json(results)
 
 
 @app.command()
@@ -352,7 +367,10 @@ def doctor(as_json: AsJson = False) -> None:
     from rvqa.doctor import report, text
 
     facts = report()
-    print(json.dumps(facts) if as_json else text(facts))
+    if as_json:
+        _print_json(facts)
+    else:
+        print(text(facts))
     if facts["problems"]:
         sys.exit(1)
 
@@ -368,6 +386,19 @@ def _one_line(
     """Print our own warnings as a sentence, others with their kind."""
     kind = "" if category.__module__.startswith("rvqa") else f" ({category.__name__})"
     print(f"rvqa: warning{kind}: {message}", file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    """Print one JSON object; what is no number becomes null, since JSON has no NaN."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: plain(each) for name, each in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(each) for each in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    print(json.dumps(plain(value), allow_nan=False))
 
 
 def _names(given: str | None) -> list[str]:

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from rvqa.evaluation.tokenizer import evaluate_directory
 from rvqa.tokenizer import CellTokenizer
 from tests.test_cli import run
 
@@ -37,11 +36,17 @@ def test_what_a_fit_leaves(fitted, data_dir):
     assert "small, atlas" in wrong.stderr
 
 
-@pytest.mark.filterwarnings("ignore::rvqa.genes.CoverageWarning")
-def test_figures(fitted, data_dir):
+def test_figures(fitted, data_dir, tmp_path):
     """All figures are there, of unseen cells alone, and bracketed by what cannot be otherwise."""
     names = (*FILES, "zheng2017_sorted_pbmc_3500", "kang2018_ctrl_pbmc_12k_1287genes")
-    result = evaluate_directory(fitted, [data_dir / f"{name}.h5ad" for name in names])
+    page = tmp_path / "report.html"
+    options = [each for name in names for each in ("--data", data_dir / f"{name}.h5ad")]
+    done = run("evaluate", "tokenizer", fitted, *options, "--json", "--quiet", "--report", page)
+    result = json.loads(done.stdout)
+    html = page.read_text()
+    for name in names[1:]:
+        assert html.count(name) > 5
+    assert f"{result['probes'][names[2]]['latent']['accuracy']:.3f}" in html
     figures = result["figures"]
     assert all(np.isfinite(value) for value in figures.values()), figures
     assert result["probes"]["kang2018_ctrl_pbmc_12k_1287genes"]["cells"] == 3987  # donors 1244 and 1256 alone
