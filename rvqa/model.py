@@ -80,8 +80,7 @@ class Model:
             model is replaced.
         """
         path = require_new_directory(directory, force=force)
-        with writing(path), _folder_beside(path) as scratch:
-            whole = scratch / path.name
+        with whole_directory(path) as whole:
             with quiet_transformers():
                 self.language_model.save_pretrained(whole)
             self.text_tokenizer.save_pretrained(whole)
@@ -94,10 +93,21 @@ class Model:
             }
             text = json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True)
             (whole / "rvqa.json").write_text(text + "\n", encoding="utf-8")
-            if path.exists():  # set aside, not deleted, until the new one stands in its place
-                path.replace(scratch / "earlier")
-            whole.replace(path)
-            written.append(path)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Give a name to write a directory under; it takes the place of `path`, whole, when the block is done.
+
+    An earlier one is set aside, not deleted, until the new one stands in its place.
+    """
+    with writing(path), _folder_beside(path) as scratch:
+        whole = scratch / path.name
+        yield whole
+        if path.exists():
+            path.replace(scratch / "earlier")
+        whole.replace(path)
+        written.append(path)
 
 
 @contextmanager
@@ -128,8 +138,8 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def require_new_directory(directory: str | Path, *, force: bool) -> Path:
-    """Refuse an output directory that exists, unless it is empty, or `force` is set and it holds a model.
+def require_new_directory(directory: str | Path, *, force: bool, kind: str = "model", mark: str = "rvqa.json") -> Path:
+    """Refuse an output directory that exists, unless it is empty, or `force` is set and it holds what `mark` is of.
 
     Raises
     ------
@@ -138,8 +148,9 @@ def require_new_directory(directory: str | Path, *, force: bool) -> Path:
     """
     path = Path(directory)
     empty = os.path.isdir(path) and not any(path.iterdir())
-    if os.path.exists(path) and not empty and not (force and (path / "rvqa.json").is_file()):
-        hint = "" if force else ", or pass --force (force=True) to replace an earlier model"
+    earlier = (path / mark).is_file() and (mark == "rvqa.json" or not (path / "rvqa.json").exists())
+    if os.path.exists(path) and not empty and not (force and earlier):
+        hint = "" if force else f", or pass --force (force=True) to replace an earlier {kind}"
         raise InputError(f"{path} exists. Choose a new directory{hint}.")
     above = path.absolute().parent
     while not os.path.exists(above):  # made on the way

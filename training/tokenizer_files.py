@@ -9,7 +9,6 @@ split.parquet   role of every cell of the files: fitted, for validation, held ou
 import json
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,10 +21,9 @@ import torch
 from anndata import AnnData
 
 import rvqa
-from rvqa.errors import InputError
 from rvqa.evaluation import splits
 from rvqa.evaluation.studies import Study, label_table, read_study, study_files
-from rvqa.files import require_folder, writing, written
+from rvqa.model import require_new_directory, whole_directory
 from rvqa.tokenizer import CellTokenizer
 from rvqa.training.reference import Reference
 from rvqa.training.tokenizer import fit_tokenizer
@@ -76,7 +74,7 @@ def fit_tokenizer_files(
     rvqa.errors.InputError
         Input that cannot be read or fitted, an unknown donor, or an output that exists.
     """
-    path = require_new_tokenizer(output, force=force)
+    path = require_new_directory(output, force=force, kind="tokenizer", mark="fit.json")
     settings = settings or TokenizerSettings()
     started = time.perf_counter()
     table = label_table()
@@ -105,24 +103,6 @@ def fit_tokenizer_files(
     return facts
 
 
-def require_new_tokenizer(output: str | Path, *, force: bool) -> Path:
-    """Refuse an output that exists, unless it is empty, or `force` is set and it holds a tokenizer and no model.
-
-    Raises
-    ------
-    rvqa.errors.InputError
-        Says what to do.
-    """
-    path = Path(output)
-    empty = path.is_dir() and not any(path.iterdir())
-    earlier = (path / "fit.json").is_file() and not (path / "rvqa.json").exists()
-    if path.exists() and not empty and not (force and earlier):
-        hint = "" if force else ", or pass --force (force=True) to replace an earlier tokenizer"
-        raise InputError(f"{path} exists. Choose a new directory{hint}.")
-    require_folder(path.absolute().parent)
-    return path
-
-
 _MAC = sys.platform == "darwin"
 """Where the system counts memory in bytes."""
 
@@ -147,12 +127,7 @@ def _references(studies: Sequence[Study], split: pd.DataFrame, role: str) -> lis
 
 
 def _write(path: Path, tokenizer: CellTokenizer, split: pd.DataFrame, facts: dict[str, Any]) -> None:
-    with writing(path), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        whole = Path(scratch) / path.name
+    with whole_directory(path) as whole:
         tokenizer.save_pretrained(whole)
         splits.write_split(split, whole / "split.parquet")
         (whole / "fit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        if path.exists():
-            path.replace(Path(scratch) / "earlier")
-        whole.replace(path)
-        written.append(path)

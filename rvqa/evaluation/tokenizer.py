@@ -97,7 +97,7 @@ def evaluate_tokenizer(
     }
     say("clusters")
     result["clusters"] = {
-        test.study.name: measures.clusters(taught, test, seed) for test in tests if measures.n_types(test.study) > 1
+        test.study.name: measures.clusters(test, seed) for test in tests if measures.n_types(test.study) > 1
     }
     say("odd cells")
     result["odd_cells"] = {

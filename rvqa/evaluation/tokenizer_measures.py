@@ -245,7 +245,7 @@ def populations(
     }
 
 
-def clusters(taught: Sequence[Coded], test: Coded, seed: int) -> dict[str, dict[str, float]]:
+def clusters(test: Coded, seed: int) -> dict[str, dict[str, float]]:
     """How well types separate in the quantized latent, and in as many principal components of the same cells."""
     from sklearn.decomposition import PCA
 
