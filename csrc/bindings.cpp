@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu/counts.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 #include "cpu/project.h"
@@ -59,26 +60,26 @@ std::pair<int64_t, int64_t> nearest_codeword(Address x, int64_t N, int64_t strid
     return {wrong.count, wrong.first};
 }
 
-template <class Index, class Count>
-bool project(Address indptr, Address indices, Address data, int64_t E, int64_t N, const rvqa::Projection& projection,
-             int threads, Address hidden) {
-    const py::gil_scoped_release release;
-    return rvqa::csr_project<Index, Count>({at<int64_t>(indptr), at<Index>(indices), at<Count>(data), E, N}, projection,
-                                           threads, at<float>(hidden));
-}
-
-template <class Index>
-bool project_counts(const std::string& dtype, Address indptr, Address indices, Address data, int64_t E, int64_t N,
-                    const rvqa::Projection& projection, int threads, Address hidden) {
-    const auto run = dtype == "float32"   ? &project<Index, float>
-                     : dtype == "float64" ? &project<Index, double>
-                     : dtype == "int32"   ? &project<Index, int32_t>
-                     : dtype == "uint32"  ? &project<Index, uint32_t>
-                     : dtype == "uint16"  ? &project<Index, uint16_t>
-                     : dtype == "uint8"   ? &project<Index, uint8_t>
-                                          : nullptr;
-    if (!run) throw std::invalid_argument("no counts of dtype " + dtype);
-    return run(indptr, indices, data, E, N, projection, threads, hidden);
+// Calls run(Sparse<Index, Count>) for the dtypes that their names say.
+template <class Run>
+auto with_rows(Address indptr, Address indices, const std::string& index_dtype, Address data,
+               const std::string& count_dtype, int64_t E, int64_t N, Run&& run) {
+    const auto counted = [&](auto index, auto count) {
+        using Index = decltype(index);
+        using Count = decltype(count);
+        const py::gil_scoped_release release;
+        return run(rvqa::Sparse<Index, Count>{at<int64_t>(indptr), at<Index>(indices), at<Count>(data), E, N});
+    };
+    const auto indexed = [&](auto index) {
+        if (count_dtype == "float32") return counted(index, float());
+        if (count_dtype == "float64") return counted(index, double());
+        if (count_dtype == "int32") return counted(index, int32_t());
+        if (count_dtype == "uint32") return counted(index, uint32_t());
+        if (count_dtype == "uint16") return counted(index, uint16_t());
+        if (count_dtype == "uint8") return counted(index, uint8_t());
+        throw std::invalid_argument("no counts of dtype " + count_dtype);
+    };
+    return index_dtype == "int64" ? indexed(int64_t()) : indexed(int32_t());
 }
 
 bool csr_project(Address indptr, Address indices, const std::string& index_dtype, Address data,
@@ -87,8 +88,17 @@ bool csr_project(Address indptr, Address indices, const std::string& index_dtype
                  Address hidden) {
     const rvqa::Projection projection{at<float>(weight),       at<float>(bias), G, H, target_sum,
                                       at<int32_t>(column_map), columns,         at<double>(library)};
-    const auto run = index_dtype == "int64" ? &project_counts<int64_t> : &project_counts<int32_t>;
-    return run(count_dtype, indptr, indices, data, E, N, projection, threads, hidden);
+    return with_rows(indptr, indices, index_dtype, data, count_dtype, E, N, [&](const auto& rows) {
+        return rvqa::csr_project(rows, projection, threads, at<float>(hidden));
+    });
+}
+
+int64_t csr_totals(Address indptr, Address indices, const std::string& index_dtype, Address data,
+                   const std::string& count_dtype, int64_t E, int64_t N, Address known, int64_t columns, int threads,
+                   Address total) {
+    return with_rows(indptr, indices, index_dtype, data, count_dtype, E, N, [&](const auto& rows) {
+        return rvqa::csr_totals(rows, at<uint8_t>(known), columns, threads, at<double>(total));
+    });
 }
 
 }  // namespace
@@ -123,6 +133,7 @@ PYBIND11_MODULE(_native, module) {
         },
         release);
     module.def("csr_project", &csr_project);
+    module.def("csr_totals", &csr_totals);
 
     // Floors that benches measure.
     module.def(

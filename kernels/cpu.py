@@ -169,6 +169,28 @@ def csr_project(
     return hidden_NH
 
 
+def csr_totals(
+    indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known_C: Tensor | None
+) -> tuple[Tensor, int]:
+    """Sum of each row over known columns, float64 [N], and how many entries are no raw counts, or -1."""
+    N = indptr.shape[0] - 1
+    total_N = torch.empty(N, dtype=torch.float64)
+    wrong = _native.csr_totals(
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        _NAMES[indices.dtype],
+        data.data_ptr(),
+        _NAMES[data.dtype],
+        data.shape[0],
+        N,
+        0 if known_C is None else known_C.data_ptr(),
+        columns,
+        torch.get_num_threads(),
+        total_N.data_ptr(),
+    )
+    return total_N, wrong
+
+
 def _packed(tables: tuple[Tensor, Tensor]) -> Tensor:
     """What `pack` made; made now for tables that another backend prepared."""
     return tables[1] if len(tables[1]) else pack(tables[0])

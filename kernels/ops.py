@@ -325,6 +325,50 @@ def csr_project(
     )
 
 
+def csr_totals(
+    indptr: Tensor, indices: Tensor, data: Tensor, *, columns: int, known: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Totals of sparse rows, and whether every entry is a raw count, in one look at each.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        As for `csr_project`.
+    columns
+        Number of columns of the matrix.
+    known
+        bool [columns]: columns that count in the totals; all by default.
+
+    Returns
+    -------
+    tuple
+        Totals, float64 [N], exact; and how many entries are no raw counts: not whole, negative, not finite, above 2^24,
+        or in a column outside the matrix. Where that is not 0 the totals are of no use.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A `ValueError`: wrong dtype or shape, or row pointers out of range.
+    """
+    checks.require_dtype("indptr", indptr, _INDEX_DTYPES)
+    checks.require_dtype("indices", indices, _INDEX_DTYPES)
+    checks.require_dtype("data", data, _COUNT_DTYPES)
+    if indptr.ndim != 1 or indptr.shape[0] < 1 or indices.ndim != 1 or indices.shape != data.shape:
+        raise InputError(
+            f"indptr {tuple(indptr.shape)}, indices {tuple(indices.shape)}, data {tuple(data.shape)} are not the parts "
+            "of one CSR matrix; expected [N + 1], [E] and [E]"
+        )
+    if known is not None:
+        checks.require_dtype("known", known, (torch.bool,))
+        if known.shape != (columns,):
+            raise InputError(f"known has shape {tuple(known.shape)} for {columns} columns; expected one entry for each")
+    for name, tensor in {"indices": indices, "data": data, "known": known}.items():
+        if tensor is not None:
+            checks.require_device(name, tensor, indptr)
+    total_N, wrong = torch.ops.rvqa.csr_totals.default(indptr, indices, data, columns, known)
+    return total_N, int(wrong)
+
+
 # ---- operators: valid shapes and dtypes in, values checked here or by the backend ------------------------------------
 
 _library = torch.library.Library("rvqa", "DEF")
@@ -441,6 +485,27 @@ def _csr_project(
         library_size = library_size.double().contiguous()
     arguments = (indptr, indices, data, weight, bias, target_sum, column_map, library_size)
     return registry.dispatch("csr_project", weight.device)(*arguments)
+
+
+def _fake_totals(
+    indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return indptr.new_empty(indptr.shape[0] - 1, dtype=torch.float64), indptr.new_empty((), dtype=torch.int64)
+
+
+@_operator(
+    "csr_totals(Tensor indptr, Tensor indices, Tensor data, int columns, Tensor? known) -> (Tensor, Tensor)",
+    _fake_totals,
+)
+def _csr_totals(
+    indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    run = registry.dispatch("csr_totals", data.device)
+    known_C = None if known is None else known.contiguous()
+    total_N, wrong = run(*map(_plain, (indptr.long(), indices, data)), columns, known_C)
+    if wrong < 0:
+        raise InputError("indptr decreases, or leaves the entries; it is not of this matrix")
+    return total_N, torch.tensor(wrong, dtype=torch.int64, device=indptr.device)
 
 
 def _rows(x: Tensor) -> Tensor:

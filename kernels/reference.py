@@ -168,6 +168,30 @@ def csr_project(
     return hidden_NH
 
 
+def csr_totals(
+    indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known_C: Tensor | None
+) -> tuple[Tensor, int]:
+    """Sum of each row over known columns, float64 [N], and how many entries are no raw counts.
+
+    Raw counts are whole numbers from 0 to 2^24 in a column of the matrix; an entry that is wrong in both counts twice.
+    The number is -1 where row pointers decrease or leave the entries.
+    """
+    stored_N = indptr.diff()
+    total_N = torch.zeros(len(stored_N), dtype=torch.float64, device=data.device)
+    if int(indptr[0]) < 0 or int(indptr[-1]) > len(data) or bool((stored_N < 0).any()):
+        return total_N, -1
+    entries = slice(int(indptr[0]), int(indptr[-1]))
+    column_E, count_E = indices[entries].long(), data[entries].double()
+    outside_E = (column_E < 0) | (column_E >= columns)
+    whole_E = (count_E >= 0) & (count_E <= 2**24) & (count_E == count_E.floor())
+    wrong = int((~whole_E).sum()) + int(outside_E.sum())
+    if not wrong:
+        row_E = torch.repeat_interleave(torch.arange(len(stored_N), device=indptr.device), stored_N)
+        known_E = torch.ones_like(outside_E) if known_C is None else known_C[column_E]
+        total_N.index_add_(0, row_E, torch.where(known_E, count_E, 0.0))
+    return total_N, wrong
+
+
 def log1p(y: Tensor) -> Tensor:
     """log(1 + y) of finite float64 y >= 0 by a fixed sequence of IEEE operations, within 1 ulp.
 

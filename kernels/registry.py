@@ -21,7 +21,7 @@ import torch
 
 from rvqa.errors import InputError
 
-OPERATIONS = ("pack", "residual_quantize", "nearest_codeword", "residual_norms", "decode", "csr_project")
+OPERATIONS = ("pack", "residual_quantize", "nearest_codeword", "residual_norms", "decode", "csr_project", "csr_totals")
 
 _MODULES = {
     "reference": "rvqa.kernels.reference",

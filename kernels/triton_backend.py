@@ -13,9 +13,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from rvqa.kernels import triton_codes, triton_csr
 from rvqa.kernels.checks import require_codes, require_projectable
-from rvqa.kernels.reference import finite_rows, pack, residual_norms
+from rvqa.kernels.reference import csr_totals, finite_rows, pack, residual_norms
 
-__all__ = ["csr_project", "decode", "nearest_codeword", "pack", "residual_norms", "residual_quantize"]
+__all__ = ["csr_project", "csr_totals", "decode", "nearest_codeword", "pack", "residual_norms", "residual_quantize"]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 

@@ -1,7 +1,7 @@
 """rvqa: single cells as ten tokens that a language model reads and writes.
 
-Five functions make the public API: `load`, `encode`, `decode`, `annotate`, `perturb`. They are imported on first
-use, so `import rvqa` costs no torch import.
+Six functions make the public API: `load`, `encode`, `decode`, `annotate`, `perturb`, `open_codes`. They are imported on
+first use, so `import rvqa` costs no torch import.
 """
 
 from importlib import import_module
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rvqa.annotation import annotate
+    from rvqa.atlas.codes import open_codes
     from rvqa.codes import decode, encode
     from rvqa.model import load
     from rvqa.perturbation import perturb
 
 __version__ = "0.1.0"
-__all__ = ["annotate", "decode", "encode", "load", "perturb"]
+__all__ = ["annotate", "decode", "encode", "load", "open_codes", "perturb"]
 
 _HOME = {
     "annotate": "rvqa.annotation",
+    "open_codes": "rvqa.atlas.codes",
     "decode": "rvqa.codes",
     "encode": "rvqa.codes",
     "load": "rvqa.model",

@@ -5,6 +5,7 @@ Exit codes: 0 fine; 2 wrong use or input, also no permission or a full disk; 1 s
 
 import json
 import math
+import os
 import signal
 import sys
 import traceback
@@ -176,11 +177,26 @@ def evaluate_tokenizer(
         print(text(result))
 
 
+_IN_MEMORY = 2**30
+"""Bytes of an .h5ad file up to which `encode` to .h5ad reads it whole, which says best what is wrong with one."""
+
+
 @app.command()
 def encode(
-    cells: CellsIn,
+    cells: Annotated[
+        list[Path],
+        typer.Argument(help="Cells to read: .h5ad files or .zarr stores with raw counts.", show_default=False),
+    ],
     model: ModelIn,
-    output: FileOut,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="To write: .rvq, .zarr, .parquet, or .h5ad (a copy with codes).")
+    ],
+    obs: Annotated[str | None, typer.Option(help="obs columns to carry along, separated by commas.")] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Write codes into the .h5ad file that is read.")] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers do the work, or `local`.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that encode; default: as many as cores.", min=1)] = None,
     recon_error: Annotated[
         bool, typer.Option("--recon-error", help="Add obs rvqa_recon_error: doublets and odd cells stand out.")
     ] = False,
@@ -188,21 +204,66 @@ def encode(
     library_size_key: LibrarySize = None,
     recover: Recover = False,
     force: Force = False,
+    quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Progress and result as lines of JSON.")] = False,
 ) -> None:
-    """Tokenize cells: adds obsm rvqa_codes and X_rvqa."""
+    """Tokenize cells, of files of any size; a stopped run goes on where it was."""
     import rvqa
     from rvqa.files import read_h5ad, require_writable, write_h5ad
 
-    require_writable(output, force=force, inputs=[cells])
-    adata = read_h5ad(cells)
-    loaded = rvqa.load(model)
-    with about(cells):
-        rvqa.encode(
-            adata, loaded, layer=layer, library_size_key=library_size_key, recover=recover, recon_error=recon_error
+    alone = len(cells) == 1 and output.suffix == ".h5ad" and not (in_place or scheduler or obs)
+    if (recover or recon_error) and not alone:
+        raise InputError("--recover and --recon-error are for one .h5ad file that fits in memory, to .h5ad.")
+    small = not os.path.isfile(cells[0]) or os.path.getsize(cells[0]) <= _IN_MEMORY
+    if alone and (recover or recon_error or small):
+        require_writable(output, force=force, inputs=[cells[0]])
+        adata, loaded = read_h5ad(cells[0]), rvqa.load(model)
+        with about(cells[0]):
+            rvqa.encode(
+                adata, loaded, layer=layer, library_size_key=library_size_key, recover=recover, recon_error=recon_error
+            )
+        write_h5ad(adata, output, force=force)
+        _print_coverage(adata)
+        print(f"{output}: codes of {adata.n_obs:,} cells")
+        return
+    from rvqa.atlas.cluster import local_cluster
+    from rvqa.atlas.outputs import require_output
+    from rvqa.atlas.progress import Progress
+    from rvqa.atlas.run import Settings, encode_files
+    from rvqa.atlas.sources import expand
+    from rvqa.genes import coverage_sentence
+    from rvqa.model import load_tokenizer
+
+    require_output(output, expand(cells), force=force, in_place=in_place)
+    tokenizer = load_tokenizer(model)
+    settings = Settings(layer, library_size_key, tuple(_names(obs)))
+    with (
+        Progress(show=not quiet, lines=sys.stdout if as_json else None) as shown,
+        local_cluster(scheduler, threads) as cluster,
+    ):
+        facts = encode_files(
+            cells,
+            tokenizer,
+            output,
+            settings=settings,
+            threads=threads,
+            cluster=cluster,
+            force=force,
+            in_place=in_place,
+            progress=shown,
+            say=lambda text: None if quiet else print(f"rvqa: {text}", file=sys.stderr),
+            model=str(model),
         )
-    write_h5ad(adata, output, force=force)
-    _print_coverage(adata)
-    print(f"{output}: codes of {adata.n_obs:,} cells")
+    if as_json:
+        _print_json(facts)
+        return
+    for name, report in facts["coverage"].items():
+        print(
+            f"genes: {coverage_sentence(report)}"
+            if len(facts["coverage"]) == 1
+            else f"{name}: {coverage_sentence(report)}"
+        )
+    print(f"{output}: codes of {facts['cells']:,} cells")
 
 
 @app.command()

@@ -3,8 +3,9 @@
 N cells, M levels (8), D latent width, G genes of the model's axis.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,31 +18,47 @@ from rvqa.genes import GeneAlignment, align, refuse_transposed
 from rvqa.model import Model
 from rvqa.tokenizer import CellTokenizer
 
+if TYPE_CHECKING:
+    from rvqa.atlas.codes import Codes
+
 
 def encode(
-    adata: AnnData,
+    adata: "AnnData | str | Path | Sequence[AnnData | str | Path]",
     model: Model | CellTokenizer,
     *,
+    out: str | Path | None = None,
     layer: str | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
     recon_error: bool = False,
     key_added: str = "rvqa",
     copy: bool = False,
-) -> AnnData | None:
-    """Tokenize cells: raw counts to 8 residual codes each.
+    obs: Sequence[str] = (),
+    threads: int | None = None,
+    cluster: Any = None,
+    force: bool = False,
+    in_place: bool = False,
+    progress: bool = True,
+) -> "AnnData | Codes | None":
+    """Tokenize cells: raw counts to 8 residual codes each, in memory or, with `out`, in files of any size.
 
     Parameters
     ----------
     adata
-        Raw counts, cells by genes, named by symbols or Ensembl ids in any order.
+        Raw counts, cells by genes, named by symbols or Ensembl ids in any order. With `out` also a path of an `.h5ad`
+        or `.zarr` file, a pattern, or a list of these, whose genes may differ; a backed or lazy AnnData is read part by
+        part.
     model
         From `rvqa.load`, or a `CellTokenizer` alone.
+    out
+        File to write: `.rvq` (5 bytes a cell), `.zarr`, `.parquet`, or `.h5ad` for a copy of one `.h5ad` file with the
+        keys below. Memory does not grow with the number of cells. A run that was stopped goes on where it was when it
+        is started again with the same arguments, and gives the same bytes.
     layer
         Where the counts are: a key of `adata.layers`, or "raw" for `adata.raw`; `X` by default.
     library_size_key
         Column of `adata.obs` with every cell's total counts over all genes, for files cut to a few genes; by default
-        the sum of the stored counts.
+        the sum of the stored counts over the share of all counts that these genes take in the cells of the fit.
     recover
         Turn log1p-normalised values back into the counts they were made of, where the stored values prove these.
     recon_error
@@ -51,11 +68,16 @@ def encode(
         Prefix of the keys written.
     copy
         Return a changed copy and leave `adata` as it is.
+    obs, threads, cluster, force, in_place, progress
+        With `out`: columns of `obs` to carry along; threads that encode (PyTorch's number by default);
+        `dask.distributed.Client` or address of a scheduler whose workers do the work; replace an output that exists;
+        write codes into the `.h5ad` file that is read, by copy and rename; show progress.
 
     Returns
     -------
-    AnnData or None
-        With `copy`, the new object; else None and `adata` gains
+    AnnData, Codes or None
+        With `out`, what `rvqa.open_codes` opens (None for `.h5ad`). With `copy`, the new object; else None and `adata`
+        gains
         `obsm["rvqa_codes"]`, uint8 [N, 8]: code of each level; the first is the broadest;
         `obsm["X_rvqa"]`, float32 [N, D]: quantized latent, for neighbours and UMAP;
         `uns["rvqa"]`: gene coverage and the model it came from;
@@ -66,7 +88,7 @@ def encode(
     ------
     rvqa.errors.InputError
         The values are not raw counts (with `recover`: nor provably made of them), a cell is empty, or fewer than 50 of
-        the model's genes are measured.
+        the model's genes are measured; with `out`, an output that exists, or parts of another run beside it.
 
     Examples
     --------
@@ -74,6 +96,30 @@ def encode(
     >>> sc.pp.neighbors(adata, use_rep="X_rvqa")  # doctest: +SKIP
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
+    if out is not None:
+        if recover or recon_error or copy or key_added != "rvqa":
+            raise InputError("recover, recon_error, copy and key_added are for cells in memory: leave out= away.")
+        from rvqa.atlas.codes import open_codes
+        from rvqa.atlas.progress import Progress
+        from rvqa.atlas.run import Settings, encode_files
+
+        settings = Settings(layer, library_size_key, tuple(obs))
+        with Progress(show=progress) as shown:
+            encode_files(
+                adata,
+                tokenizer,
+                out,
+                settings=settings,
+                threads=threads,
+                cluster=cluster,
+                force=force,
+                in_place=in_place,
+                progress=shown,
+                model=getattr(model, "source", ""),
+            )
+        return None if Path(out).suffix == ".h5ad" else open_codes(out)
+    if not isinstance(adata, AnnData):
+        raise InputError(f"Cells in memory are an AnnData, not {type(adata).__name__}. For files pass out= as well.")
     counts, alignment, library_size = read_cells(
         adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
     )
@@ -157,8 +203,8 @@ def cell_codes(
     adata: AnnData,
     tokenizer: CellTokenizer,
     *,
-    layer: str | None,
-    library_size_key: str | None,
+    layer: str | None = None,
+    library_size_key: str | None = None,
     recover: bool = False,
 ) -> tuple[np.ndarray, GeneAlignment]:
     """Codes uint8 [N, M] of the cells of a file, and how its genes met the axis."""
@@ -169,14 +215,17 @@ def cell_codes(
 
 
 def read_cells(
-    adata: AnnData, tokenizer: CellTokenizer, *, layer: str | None, library_size_key: str | None, recover: bool
+    adata: AnnData,
+    tokenizer: CellTokenizer,
+    *,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+    recover: bool = False,
 ) -> tuple[sp.csr_matrix, GeneAlignment, np.ndarray]:
-    """Counts of a file, how its genes meet the axis, and library sizes; of a transposed file, refuse just that."""
+    """Counts of a file, how its genes meet the axis, and depth; of a transposed file, refuse just that."""
     try:
-        counts, var, library_size = counting.counts_var_and_depth(
-            adata, layer=layer, library_size_key=library_size_key, recover=recover
-        )
-        return counts, align(var, tokenizer.axis), library_size
+        cells = counting.read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
+        return cells.counts, align(cells.var, tokenizer.axis), tokenizer.shares.depth(cells)
     except InputError:
         refuse_transposed(adata, tokenizer.axis)
         raise

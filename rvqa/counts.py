@@ -106,13 +106,37 @@ def counts_and_var(
     return _read(adata, layer, None, recover=recover)[:2]
 
 
-def counts_var_and_depth(
+@dataclass(frozen=True, eq=False)
+class CellCounts:
+    """Raw counts of the cells of a file, with what they are counts of and out of how many.
+
+    Attributes
+    ----------
+    counts
+        As `raw_counts`, CSR [N, genes of the file].
+    var
+        Table of their genes: `adata.var`, or `adata.raw.var` for layer="raw".
+    library_size
+        Total counts, float64 [N].
+    given
+        Whether the file says `library_size`, in a column or by what its values were normalised with; else it is the sum
+        of the stored counts, of which a file cut to a panel has lost most (`rvqa.depth`).
+    """
+
+    counts: sp.csr_matrix
+    var: pd.DataFrame
+    library_size: np.ndarray
+    given: bool
+
+
+def read_counts(
     adata: AnnData, *, layer: str | None = None, library_size_key: str | None = None, recover: bool = False
-) -> tuple[sp.csr_matrix, pd.DataFrame, np.ndarray]:
+) -> CellCounts:
     """Return `counts_and_var` and `library_size`; recovered counts bring the one they were normalised with."""
     counts, var, recovered = _read(adata, layer, library_size_key, recover=recover)
     stored = library_size(adata, counts, key=library_size_key)
-    return counts, var, stored if recovered is None else recovered
+    total = stored if recovered is None else recovered
+    return CellCounts(counts, var, total, library_size_key is not None or not np.array_equal(total, stored))
 
 
 def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool) -> tuple[Any, pd.DataFrame, Any]:

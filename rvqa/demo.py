@@ -20,8 +20,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from rvqa.annotation import annotate
-from rvqa.codes import cell_codes
-from rvqa.counts import counts_var_and_depth, log1p_normalise
+from rvqa.codes import cell_codes, read_cells
+from rvqa.counts import log1p_normalise
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
 from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
@@ -207,7 +207,7 @@ def shipped_case(seed: int) -> Case:
 def show_tokens(model: Model, case: Case, out: TextIO) -> list[str]:
     """Print the ten tokens of three held-out cells."""
     name, adata = next(iter(case.tests.items()))
-    codes_NM, _ = cell_codes(adata[:3], model.cell_tokenizer, layer=None, library_size_key=case.library_size_key)
+    codes_NM, _ = cell_codes(adata[:3], model.cell_tokenizer, library_size_key=case.library_size_key)
     tokens = model.vocabulary.texts(codes_NM)
     print(f"Ten tokens of three {name.split(',')[0]}:", file=out)
     for text, label in zip(tokens, adata.obs["label"], strict=False):
@@ -221,9 +221,7 @@ def show_perplexity(model: Model, case: Case, out: TextIO) -> dict[str, list[flo
     rows = {}
     sets = {"cells of the fit": case.references, **{name: [adata] for name, adata in case.tests.items()}}
     for name, files in sets.items():
-        codes = [
-            cell_codes(f, model.cell_tokenizer, layer=None, library_size_key=case.library_size_key)[0] for f in files
-        ]
+        codes = [cell_codes(f, model.cell_tokenizer, library_size_key=case.library_size_key)[0] for f in files]
         values = perplexity(np.concatenate(codes), model.cell_tokenizer.config.entries)
         rows[name] = [float(value) for value in values]
         print(f"  {name:40s}" + " ".join(f"{value:5.1f}" for value in values), file=out)
@@ -273,7 +271,8 @@ def show_perturbation(
     measured_G = align(case.control, tokenizer.axis).measured
 
     def profile_cells(adata: AnnData) -> np.ndarray:
-        return log1p_on_axis(adata, tokenizer.axis, library_size_key=key).toarray()[:, measured_G]
+        on_axis = log1p_on_axis(adata, tokenizer.axis, shares=tokenizer.shares, library_size_key=key)
+        return on_axis.toarray()[:, measured_G]
 
     truth = ShiftTruth.of(profile_cells(case.control), profile_cells(case.perturbed))
     condition = case.contexts.obs["condition"].astype(str).to_numpy()
@@ -286,7 +285,7 @@ def show_perturbation(
             shifts[label] = profile_cells(case.contexts[after]).mean(0, dtype=np.float64) - controls[label]
     nearest, nearest_name = baselines.nearest_context(truth.control_G, controls, shifts)
 
-    control_counts, var, control_depth = counts_var_and_depth(case.control, library_size_key=key)
+    control_counts, alignment, control_depth = read_cells(case.control, tokenizer, library_size_key=key)
     predicted = perturb(
         case.control,
         model,
@@ -300,13 +299,12 @@ def show_perturbation(
     generated = log1p_normalise(sp.csr_matrix(predicted.X), np.repeat(control_depth, 4)).toarray()[:, measured_G]
 
     # The ceiling: the true perturbed cells through the tokenizer, the same correction, the same draws.
-    alignment = align(var, tokenizer.axis)
     types_N = np.full(len(control_depth), case.held_out_type, dtype=object)
     control_codes = tokenizer.encode(control_counts, alignment, control_depth)
     on_axis = map_columns(control_counts, alignment)
     ratio = residual_ratios(tokenizer, on_axis, measured_G, control_depth, control_codes, types_N)
-    true_counts, true_var, true_depth = counts_var_and_depth(case.perturbed, library_size_key=key)
-    true_codes = tokenizer.encode(true_counts, align(true_var, tokenizer.axis), true_depth)
+    true_counts, true_alignment, true_depth = read_cells(case.perturbed, tokenizer, library_size_key=key)
+    true_codes = tokenizer.encode(true_counts, true_alignment, true_depth)
     true_types = np.full(len(true_codes), case.held_out_type, dtype=object)
     _, redrawn = decode_counts(tokenizer, true_codes, true_depth, true_types, ratio, np.random.default_rng(seed))
     ceiling = log1p_normalise(redrawn, true_depth).toarray()[:, measured_G]

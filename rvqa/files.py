@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -33,21 +34,16 @@ _REFUSED = {
 }
 _ERRNO = re.compile(r"(?:errno = |os error )(\d+)")
 # What anndata and h5py raise where a file is not what they expect; each was seen on damaged files.
-_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, IORegistryError)
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, IORegistryError)
 
 
-def read_h5ad(path: str | Path) -> AnnData:
-    """Read an `.h5ad` file into memory.
+def require_h5ad(path: str | Path) -> Path:
+    """Refuse what is not a readable HDF5 file named `.h5ad`.
 
     Raises
     ------
     InputError
-        No such file, another suffix, or a file that anndata cannot read.
-
-    Warns
-    -----
-    InputWarning
-        Cells share a name.
+        Says which.
     """
     file = Path(path)
     if os.path.isdir(file):
@@ -64,19 +60,42 @@ def read_h5ad(path: str | Path) -> AnnData:
         raise InputError(f"{file} is empty (0 bytes). Write, copy or download it again.")
     if not h5py.is_hdf5(file):
         raise InputError(f"{file} is not an .h5ad file: it holds no HDF5. Write one with adata.write_h5ad(path).")
+    return file
+
+
+def require_anndata(file: Path, opened: Any) -> None:
+    """Refuse an HDF5 file or zarr store without `obs` and `var`."""
+    if absent := [part for part in ("obs", "var") if part not in opened]:
+        raise InputError(
+            f"{file} is {'HDF5' if isinstance(opened, h5py.File) else 'zarr'}, but not of AnnData: it has no "
+            f"{' and no '.join(absent)}. Open it with what wrote it (10x: scanpy.read_10x_h5) and write it with "
+            "adata.write_h5ad(path)."
+        )
+
+
+def read_h5ad(path: str | Path) -> AnnData:
+    """Read an `.h5ad` file into memory.
+
+    Raises
+    ------
+    InputError
+        No such file, another suffix, or a file that anndata cannot read.
+
+    Warns
+    -----
+    InputWarning
+        Cells share a name.
+    """
+    file = require_h5ad(path)
     try:
         with h5py.File(file) as opened:
-            if absent := [part for part in ("obs", "var") if part not in opened]:
-                raise InputError(
-                    f"{file} is HDF5, but not of AnnData: it has no {' and no '.join(absent)}. Open it with what wrote "
-                    "it (10x: scanpy.read_10x_h5) and write it with adata.write_h5ad(path)."
-                )
+            require_anndata(file, opened)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* names are not unique", UserWarning)  # said below, or by the coverage
             adata = ad.read_h5ad(file)
     except InputError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", str(error)):
             there, whole = (f"{int(number):,}" for number in size.groups())
             raise InputError(f"{file} is cut short: {there} of {whole} bytes. Copy or download it again.") from error

@@ -244,17 +244,8 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: Alia
         Less than 20 % of the axis measured.
     """
     var = adata_or_var if isinstance(adata_or_var, pd.DataFrame) else adata_or_var.var
-    places = sources(var)
-    column_map = np.full(len(var), -1, dtype=np.int32)
-    matched = []
-    for names_by_place, table in zip(places, (axis._by_id, axis._by_symbol), strict=True):
-        for names in names_by_place:
-            open_columns = np.flatnonzero(column_map < 0)
-            column_map[open_columns] = [table.get(names[at], -1) for at in open_columns]
-        matched.append(int(np.count_nonzero(column_map >= 0)))
-    ids, symbols = map(first_known, places)
-    if matched[1] < len(var) and (known := alias_table(aliases)) is not None:
-        column_map = known.fill(column_map, (symbols, ids), (axis.symbols, axis.ensembl_ids))
+    ids, symbols = map(first_known, sources(var))
+    column_map, matched = _matched(var, axis, aliases)
     n_matched = int(np.count_nonzero(column_map >= 0))
     measured = np.zeros(len(axis), dtype=bool)
     measured[column_map[column_map >= 0]] = True
@@ -284,6 +275,27 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: Alia
             stacklevel=2,
         )
     return alignment
+
+
+def match_columns(var: pd.DataFrame, axis: GeneAxis, *, aliases: AliasSource = None) -> np.ndarray:
+    """Axis gene of every column of a file, int32 [n_file], -1 where none; as `align`, however few they are."""
+    return _matched(var, axis, aliases)[0]
+
+
+def _matched(var: pd.DataFrame, axis: GeneAxis, aliases: AliasSource) -> tuple[np.ndarray, list[int]]:
+    """Axis gene of every column, and how many columns were matched by Ensembl id and by either as written."""
+    places = sources(var)
+    column_map = np.full(len(var), -1, dtype=np.int32)
+    matched = []
+    for names_by_place, table in zip(places, (axis._by_id, axis._by_symbol), strict=True):
+        for names in names_by_place:
+            open_columns = np.flatnonzero(column_map < 0)
+            column_map[open_columns] = [table.get(names[at], -1) for at in open_columns]
+        matched.append(int(np.count_nonzero(column_map >= 0)))
+    if matched[1] < len(var) and (known := alias_table(aliases)) is not None:
+        ids, symbols = map(first_known, places)
+        column_map = known.fill(column_map, (symbols, ids), (axis.symbols, axis.ensembl_ids))
+    return column_map, matched
 
 
 def refuse_transposed(adata: AnnData, axis: GeneAxis) -> None:

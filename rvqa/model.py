@@ -185,8 +185,7 @@ def load(directory: str | Path) -> Model:
     """
     path = Path(directory)
     if not (path / "rvqa.json").is_file():
-        what = "has no rvqa.json" if path.is_dir() else "is not a directory" if path.exists() else "does not exist"
-        raise InputError(f"{path} is no rvqa model: it {what}. Give the directory that `rvqa fit` wrote.")
+        raise InputError(f"{path} is no rvqa model: it {_absent(path)}. Give the directory that `rvqa fit` wrote.")
     card = _read_card(path)
     cell_tokenizer = CellTokenizer.from_pretrained(path / "cell_tokenizer")
     language_model, text_tokenizer = open_language_model(path, exact=True)
@@ -207,6 +206,27 @@ def load(directory: str | Path) -> Model:
         )
     known = {key: card[key] for key in ("labels", "perturbations", "ontology_ids", "training")}
     return Model(cell_tokenizer, language_model, text_tokenizer, vocabulary, Card(**known), str(path))
+
+
+def load_tokenizer(directory: str | Path) -> CellTokenizer:
+    """Load the cell tokenizer alone, of a model's directory or of one that `rvqa fit-tokenizer` wrote.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        As for `load`.
+    """
+    path = Path(directory)
+    if (path / "rvqa.json").is_file():
+        _read_card(path)
+        return CellTokenizer.from_pretrained(path / "cell_tokenizer")
+    if (path / "genes.parquet").is_file():
+        return CellTokenizer.from_pretrained(path)
+    raise InputError(f"{path} is no rvqa model: it {_absent(path)}. Give the directory that `rvqa fit` wrote.")
+
+
+def _absent(path: Path) -> str:
+    return "has no rvqa.json" if path.is_dir() else "is not a directory" if path.exists() else "does not exist"
 
 
 def _read_card(path: Path) -> dict[str, Any]:

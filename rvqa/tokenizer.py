@@ -9,6 +9,7 @@ Decoder: latent -> log of each gene's share of a cell's counts; counts are negat
 Shapes: N cells, G genes of the axis, H hidden units, D latent width, M levels, K codewords a level.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from pyarrow import ArrowException, parquet
@@ -24,8 +26,9 @@ from torch import Tensor, nn
 
 from rvqa.checkpoint import OTHER_VERSION, REPAIR, read_json, read_tensors, require_same_tensors
 from rvqa.counts import TARGET_SUM
+from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
-from rvqa.genes import GeneAlignment, GeneAxis, map_columns
+from rvqa.genes import GeneAlignment, GeneAxis, map_columns, match_columns
 from rvqa.kernels import ops
 from rvqa.obs import require_known
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from rvqa.training.reference import Reference
     from rvqa.training.tokenizer import TokenizerSettings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 TILE = 256
 """Rows of one matrix product after `csr_project`. Always this many, padded: a library picks its summation order by the
@@ -60,6 +63,9 @@ class CellTokenizer(nn.Module):
         Genes in the order of the model's columns.
     config
         Sizes.
+    shares
+        Share of all counts that every gene takes, on the axis or not, for the depth of files cut to a panel; by default
+        the genes of the axis are all there are, and alike.
 
     Notes
     -----
@@ -72,9 +78,10 @@ class CellTokenizer(nn.Module):
     dispersion_G: Tensor
     codebooks_MKD: Tensor
 
-    def __init__(self, axis: GeneAxis, config: CellTokenizerConfig) -> None:
+    def __init__(self, axis: GeneAxis, config: CellTokenizerConfig, shares: GeneShares | None = None) -> None:
         super().__init__()
         self.axis, self.config = axis, config
+        self.shares = shares or GeneShares(axis, np.full(len(axis), 1 / len(axis)))
         G, H, D = len(axis), config.hidden, config.latent
         self.project = nn.Linear(G, H)
         self.tail = nn.Sequential(nn.LayerNorm(H), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(H, D))
@@ -124,32 +131,24 @@ class CellTokenizer(nn.Module):
         alignment
             Result of `rvqa.genes.align` for that file and this axis.
         library_size
-            Total counts of every cell over all its genes, float64 [N], > 0.
+            Total counts of every cell over all its genes, float64 [N], > 0: `shares.depth` of the file.
 
         Returns
         -------
         torch.Tensor
             float32 [N, D]. A row depends on its cell, the file's panel and the model alone, not on the batch.
         """
-        self.eval()
-        weight_GH = (self.project.weight.double() / self.gene_scale_G.double()).float().T.contiguous()
-        hidden_NH = ops.csr_project(
+        encoder = self.encoder(alignment)
+        return encoder.latent(
             torch.from_numpy(counts.indptr),
             torch.from_numpy(counts.indices),
             torch.from_numpy(counts.data.astype(np.float32, copy=False)),
-            weight_GH,
-            self.panel_bias(alignment.measured),
-            target_sum=TARGET_SUM,
-            column_map=torch.tensor(alignment.column_map),
-            library_size=torch.from_numpy(library_size),
+            torch.from_numpy(library_size),
         )
-        latent_ND = hidden_NH.new_empty(len(hidden_NH), self.config.latent)
-        for start in range(0, len(hidden_NH), TILE):
-            rows_BH = hidden_NH[start : start + TILE]
-            tile_TH = hidden_NH.new_zeros(TILE, self.config.hidden)
-            tile_TH[: len(rows_BH)] = rows_BH
-            latent_ND[start : start + TILE] = self.tail(tile_TH)[: len(rows_BH)]
-        return latent_ND
+
+    def encoder(self, alignment: GeneAlignment) -> "PanelEncoder":
+        """Make ready to encode cells of one file; what that takes is done once."""
+        return PanelEncoder(self, alignment)
 
     @property
     def tables(self) -> ops.Tables:
@@ -280,13 +279,30 @@ class CellTokenizer(nn.Module):
 
     # Files
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides codes and what they decode to: sizes, genes, tensors."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config)).encode())
+        table = self._gene_table()
+        digest.update(table.to_json(orient="values", double_precision=15).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _gene_table(self) -> pd.DataFrame:
+        """All genes known, those of the axis first and in its order."""
+        frame = self.shares.axis.to_frame().assign(share=self.shares.share_G)
+        at = match_columns(frame, self.axis, aliases=False)
+        order = np.argsort(np.where(at < 0, len(at), at), kind="stable")
+        return frame.assign(on_axis=at >= 0).iloc[order]
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and `genes.parquet` into a directory, made if it is not there."""
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, path / "model.safetensors")
-        self.axis.to_frame().to_parquet(path / "genes.parquet", index=False)
+        self._gene_table().to_parquet(path / "genes.parquet", index=False)
         text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self.config)}, indent=2)
         (path / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -320,14 +336,62 @@ class CellTokenizer(nn.Module):
         config = CellTokenizerConfig(**settings)
         if not (min(config.hidden, config.latent, config.levels, config.entries) >= 1 and 0 <= config.dropout < 1):
             raise InputError(f"{path / 'config.json'} holds {asdict(config)}; expected sizes of 1 or more. {REPAIR}")
-        axis = _read_axis(path / "genes.parquet")
+        axis, shares = _read_genes(path / "genes.parquet")
         with torch.device("meta"):  # no memory, whatever sizes the file asks for
-            expected = cls(axis, config).state_dict()
+            expected = cls(axis, config, shares).state_dict()
         tensors = read_tensors(path / "model.safetensors")
         require_same_tensors(path / "model.safetensors", tensors, expected)
-        tokenizer = cls(axis, config)
+        tokenizer = cls(axis, config, shares)
         tokenizer.load_state_dict(tensors)
         return tokenizer.eval()
+
+
+class PanelEncoder:
+    """A tokenizer made ready for the cells of one file; several threads may use it at once.
+
+    Parameters
+    ----------
+    tokenizer
+        Not changed afterwards: its weights are taken now.
+    alignment
+        Result of `rvqa.genes.align` for the file and the tokenizer's axis.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, tokenizer: CellTokenizer, alignment: GeneAlignment) -> None:
+        project, scale_G = tokenizer.project, tokenizer.gene_scale_G.double()
+        self.weight_GH = (project.weight.double() / scale_G).float().T.contiguous()
+        self.bias_H = tokenizer.panel_bias(alignment.measured)
+        self.column_map = torch.tensor(alignment.column_map)
+        self.tail, self.latent_width, self.tables = tokenizer.eval().tail, tokenizer.config.latent, tokenizer.tables
+
+    @torch.inference_mode()
+    def latent(self, indptr: Tensor, indices: Tensor, data: Tensor, depth: Tensor) -> Tensor:
+        """Latents float32 [N, D] of the rows of a CSR matrix and their depth; see `ops.csr_project` and `tail`."""
+        hidden_NH = ops.csr_project(
+            indptr,
+            indices,
+            data,
+            self.weight_GH,
+            self.bias_H,
+            target_sum=TARGET_SUM,
+            column_map=self.column_map,
+            library_size=depth,
+        )
+        latent_ND = hidden_NH.new_empty(len(hidden_NH), self.latent_width)
+        for start in range(0, len(hidden_NH), TILE):
+            rows_BH = hidden_NH[start : start + TILE]
+            if len(rows_BH) < TILE:
+                tile_TH = hidden_NH.new_zeros(TILE, hidden_NH.shape[1])
+                tile_TH[: len(rows_BH)] = rows_BH
+                latent_ND[start:] = self.tail(tile_TH)[: len(rows_BH)]
+            else:
+                latent_ND[start : start + TILE] = self.tail(rows_BH)
+        return latent_ND
+
+    def codes(self, indptr: Tensor, indices: Tensor, data: Tensor, depth: Tensor) -> np.ndarray:
+        """Codes uint8 [N, M]; arguments as for `latent`."""
+        return ops.residual_quantize(self.latent(indptr, indices, data, depth), self.tables).numpy()
 
 
 def draw_counts(mean_BG: np.ndarray, dispersion_G: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
@@ -337,11 +401,20 @@ def draw_counts(mean_BG: np.ndarray, dispersion_G: np.ndarray, rng: np.random.Ge
     return sp.csr_matrix(rng.poisson(rate_BG).astype(np.float32))
 
 
-def _read_axis(path: Path) -> GeneAxis:
+def _read_genes(path: Path) -> tuple[GeneAxis, GeneShares]:
     try:
-        # Without pandas' own notes in the file: nothing but two columns of text is wanted.
+        # Without pandas' own notes in the file: nothing but its four columns is wanted.
         frame = parquet.read_table(path).to_pandas(ignore_metadata=True)
     except (ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as a table of genes. {REPAIR}") from error
     with about(path):
-        return GeneAxis.from_frame(frame)
+        known = GeneAxis.from_frame(frame)
+        kinds = {name: frame[name].dtype.kind if name in frame else "" for name in ("share", "on_axis")}
+        if kinds != {"share": "f", "on_axis": "b"}:
+            raise InputError(
+                f"The table of genes has the columns {list(frame.columns)}, but no share and on_axis. {REPAIR}"
+            )
+        share_G = frame["share"].to_numpy(dtype=np.float64)
+        if not (np.isfinite(share_G).all() and (share_G > 0).all() and abs(share_G.sum() - 1) < 1e-6):
+            raise InputError(f"The shares of the genes do not add up to 1. {REPAIR}")
+        return known.subset(frame["on_axis"].to_numpy()), GeneShares(known, share_G)

@@ -378,7 +378,7 @@ CASES = {
     "another version": (lambda p: p.spoil_json("rvqa.json", format_version=2), ["version 2", "reads version 1"]),
     "another version of the tokenizer": (
         lambda p: p.spoil_json("cell_tokenizer/config.json", format_version=99),
-        ["version 99", "reads version 1"],
+        ["version 99", "reads version 2"],
     ),
     "version as text": (lambda p: p.spoil_json("rvqa.json", format_version="1"), ["'format_version' is text"]),
     "labels as text": (lambda p: p.spoil_json("rvqa.json", labels="B"), ["'labels' is text", "a list"]),
@@ -442,7 +442,7 @@ CASES = {
         lambda p: p.spoil("cell_tokenizer/genes.parquet", lambda b: b[:500]),
         ["genes.parquet cannot"],
     ),
-    "a table of fewer genes": (lambda p: parquet(p, lambda frame: frame[:100]), ["does not fit its config"]),
+    "a table of fewer genes": (lambda p: parquet(p, lambda frame: frame[:100]), ["do not add up to 1"]),
     "a table of other columns": (lambda p: parquet(p, lambda frame: frame[["ensembl_id"]]), ["lacks ['gene_symbol']"]),
     "a pickle alone": (pickle_only, ["no model.safetensors", "pytorch_model.bin", "pickle"]),
     "a pickle as safetensors": (pickle_as("model.safetensors"), ["holds no safetensors"]),

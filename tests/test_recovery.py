@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rvqa
-from rvqa.counts import counts_and_var, counts_var_and_depth, raw_counts
+from rvqa.counts import counts_and_var, raw_counts, read_counts
 from rvqa.errors import InputError
 from rvqa.recovery import MIN_VALUES, recover_counts
 
@@ -209,12 +209,12 @@ class TestWiring:
         counts = cells(0, 60, 400)
         depth = depth_of(counts)
         adata = AnnData(logs_of(counts[:, :200], depth=depth), obs={"total": depth})
-        assert counts_var_and_depth(adata, recover=True)[2].tolist() == depth.tolist()
+        assert read_counts(adata, recover=True).library_size.tolist() == depth.tolist()
         few = adata[:, : MIN_VALUES - 2].copy()
         few = few[np.diff(few.X.indptr) > 0].copy()
-        found, var, library = counts_var_and_depth(few, library_size_key="total", recover=True)
-        assert equal(found, counts[: few.n_obs, : MIN_VALUES - 2])
-        assert (len(var), library.tolist()) == (MIN_VALUES - 2, few.obs["total"].tolist())
+        found = read_counts(few, library_size_key="total", recover=True)
+        assert equal(found.counts, counts[: few.n_obs, : MIN_VALUES - 2])
+        assert (len(found.var), found.library_size.tolist()) == (MIN_VALUES - 2, few.obs["total"].tolist())
         with pytest.raises(InputError, match="library_size_key"):
             raw_counts(few, recover=True)
 

@@ -88,7 +88,8 @@ class Corpus:
     def _readings(self, reference: Reference, cell_tokenizer: CellTokenizer) -> np.ndarray:
         """Codes uint8 [variants, N, M] of one file: as measured, then at lower depths and on smaller panels."""
         alignment = align(reference.var, cell_tokenizer.axis)
-        readings = [cell_tokenizer.encode(reference.counts, alignment, reference.library_size)]
+        depth_N = reference.at_depth(cell_tokenizer.shares).library_size
+        readings = [cell_tokenizer.encode(reference.counts, alignment, depth_N)]
         for _ in range(self.settings.variants - 1):
             keep = self.rng.uniform(0.4, 1.0)
             counts = reference.counts.copy()
@@ -99,7 +100,7 @@ class Corpus:
                 column_map = alignment.column_map.copy()
                 column_map[(column_map >= 0) & lost_G[column_map]] = -1
                 panel = replace(alignment, column_map=column_map, measured=alignment.measured & ~lost_G)
-            readings.append(cell_tokenizer.encode(counts, panel, reference.library_size * keep))
+            readings.append(cell_tokenizer.encode(counts, panel, depth_N * keep))
         return np.stack(readings)
 
     def partners(self, cell: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Reference cells to learn from: counts, labels and conditions of one file, checked before anything is fitted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from rvqa import counts as counting
+from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
 from rvqa.genes import GeneAlignment, GeneAxis, align, map_columns
 from rvqa.obs import column, labels_of, nearest
@@ -28,6 +29,8 @@ class Reference:
     """Raw counts over the genes of the file, [N, genes of the file]."""
     library_size: np.ndarray
     """Total counts, float64 [N]."""
+    given: bool
+    """Whether the file gives them; else they are sums of the stored counts."""
     labels: np.ndarray
     """Cell type, object [N]; "" where unlabelled."""
     conditions: np.ndarray
@@ -40,6 +43,11 @@ class Reference:
         """Genes of the file."""
         with about(self.name):
             return GeneAxis.from_adata(AnnData(var=self.var))
+
+    def at_depth(self, shares: GeneShares) -> "Reference":
+        """The same with `library_size` over all genes, as a tokenizer reads it."""
+        with about(self.name):
+            return replace(self, library_size=shares.depth(self))
 
     def on(self, axis: GeneAxis) -> tuple[sp.csr_matrix, GeneAlignment]:
         """Counts on another axis, and the alignment; for dense training."""
@@ -94,9 +102,7 @@ def _read(
     *,
     recover: bool,
 ) -> Reference:
-    counts, var, library_size = counting.counts_var_and_depth(
-        adata, layer=layer, library_size_key=library_size_key, recover=recover
-    )
+    cells = counting.read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
     if (condition is None) != (control is None):
         raise InputError(
             f"condition={condition!r} and control={control!r} go together: name the column and its value for control "
@@ -121,4 +127,6 @@ def _read(
                 f"obs[{condition!r}] has no {control!r}, so no control cells. {offered} Give the control's."
             )
         condition_N = np.where(values == control, "", values)
-    return Reference(name, adata, var, counts, library_size, label_N, condition_N, ontology)
+    return Reference(
+        name, adata, cells.var, cells.counts, cells.library_size, cells.given, label_N, condition_N, ontology
+    )

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from rvqa.counts import log1p_normalise
+from rvqa.depth import GeneShares
 from rvqa.errors import InputError
-from rvqa.genes import GeneAxis
+from rvqa.genes import GeneAxis, match_columns
 from rvqa.kernels import ops
 from rvqa.tokenizer import CellTokenizer, CellTokenizerConfig
 from rvqa.training.processes import Processes
@@ -59,6 +60,22 @@ def select_genes(references: Sequence[Reference], n_top_genes: int) -> GeneAxis:
     if len(chosen) < 50:
         raise InputError(f"Only {len(chosen)} genes are seen in 10 cells or more; a tokenizer needs at least 50.")
     return axis.subset(np.sort(chosen))
+
+
+def gene_shares(references: Sequence[Reference]) -> GeneShares:
+    """Share of all counts that every gene takes, from files that may measure different ones."""
+    axis = GeneAxis.union([reference.axis for reference in references])
+    totals_FG = np.zeros((len(references), len(axis)))
+    measured_FG = np.zeros(totals_FG.shape, dtype=bool)
+    depth_F = np.full(len(references), np.nan)
+    for file, reference in enumerate(references):
+        column_map = match_columns(reference.var, axis)
+        ones_N = np.ones(reference.counts.shape[0])
+        np.add.at(totals_FG[file], column_map, reference.counts.T @ ones_N)  # float64, and every column is known
+        measured_FG[file, column_map] = True
+        if reference.given:
+            depth_F[file] = reference.library_size.sum()
+    return GeneShares.estimate(axis, totals_FG, measured_FG, depth_F)
 
 
 def fit_tokenizer(
@@ -108,6 +125,8 @@ def fit_tokenizer(
     """
     settings = settings or TokenizerSettings()
     processes = Processes(device)
+    shares = gene_shares(references)
+    references, validation = ([each.at_depth(shares) for each in files] for files in (references, validation))
     axis = select_genes(references, settings.n_top_genes)
     cells = gather(references, axis)
     n = len(cells.library_size)
@@ -123,7 +142,7 @@ def fit_tokenizer(
     config = CellTokenizerConfig(settings.hidden, settings.latent, settings.levels, settings.entries, settings.dropout)
     with torch.random.fork_rng(devices=[processes.device] if processes.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        tokenizer = CellTokenizer(axis, config)
+        tokenizer = CellTokenizer(axis, config, shares)
         _set_statistics(tokenizer, cells, settings)
         held_out = gather(validation, axis) if len(validation) else None
         run = Run(tokenizer.to(processes.device), cells, settings, validation=held_out, processes=processes)

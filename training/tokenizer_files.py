@@ -117,6 +117,7 @@ def _references(studies: Sequence[Study], split: pd.DataFrame, role: str) -> lis
             var=each.var,
             counts=each.counts,
             library_size=each.library_size,
+            given=each.given,
             labels=each.label_N,
             conditions=np.full(len(each), "", dtype=object),
             ontology_ids={},

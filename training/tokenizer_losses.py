@@ -78,6 +78,12 @@ class Reconstruction(nn.Module):
         return 0.5 * ((decoded_BG - seen_BG) / self.gene_scale_G) ** 2
 
 
+def relative_distance(one_BD: Tensor, other_BD: Tensor) -> Tensor:
+    """Mean squared distance of rows, over the total variance of both (a constant for gradients)."""
+    spread = torch.cat([one_BD, other_BD]).detach().var(0).sum() + 1e-6
+    return (one_BD - other_BD).square().sum(1).mean() / spread
+
+
 def _saturated(counts_BG: Tensor) -> Tensor:
     """Log likelihood of a Poisson whose mean is the count, without the factorial."""
     return torch.xlogy(counts_BG, counts_BG) - counts_BG

@@ -22,7 +22,8 @@ from rvqa.tokenizer import CellTokenizer
 from rvqa.training.processes import Processes
 from rvqa.training.tokenizer_cells import TokenizerCells, latent_blocks, latents
 from rvqa.training.tokenizer_checkpoint import CheckpointFolder, State
-from rvqa.training.tokenizer_losses import Reconstruction
+from rvqa.training.tokenizer_losses import Reconstruction, relative_distance
+from rvqa.training.tokenizer_partners import find_partners
 from rvqa.training.tokenizer_settings import TokenizerSettings
 
 _STATE_BYTES = 1024
@@ -70,6 +71,7 @@ class Run:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.partners = find_partners(cells, seed=settings.seed) if settings.alignment else None
         self.scale = TARGET_SUM / 500 / len(tokenizer.axis)
         self.usage_MK = torch.ones(settings.levels, settings.entries, device=self.device)
         self.sum_MKD = torch.zeros(settings.levels, settings.entries, settings.latent, device=self.device)
@@ -154,10 +156,10 @@ class Run:
         measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[rows]])
         tokenizer.train()
         latent_BD = tokenizer.encode_dense(self._input(counts, library_B, measured_BG))
-        used_BD, extra = latent_BD, torch.zeros((), device=self.device)
+        used_BD, extra = latent_BD, self._pull(rows, latent_BD)
         if quantize:
             full_BD, prefix_BD = self._quantize(latent_BD.detach())
-            extra = settings.commitment * F.mse_loss(latent_BD, full_BD)
+            extra = extra + settings.commitment * F.mse_loss(latent_BD, full_BD)
             used_BD = latent_BD + (prefix_BD - latent_BD).detach()  # straight-through gradient
         log_share_BG = tokenizer.log_share(used_BD)
         if self.shift_FG is not None:
@@ -175,15 +177,41 @@ class Run:
             )
         return loss
 
-    def _input(self, counts: sp.csr_matrix, library_B: np.ndarray, measured_BG: Tensor) -> Tensor:
-        """Dense standardised input, at a random depth and on a random panel."""
+    def _pull(self, rows: np.ndarray, latent_BD: Tensor) -> Tensor:
+        """Penalty on the distance of latents from those of partners, and of the same cells read worse.
+
+        In the first half alone: pulled on to the end, codes would lose what tells cells of one kind apart.
+        """
+        settings, cells = self.settings, self.cells
+        pull = torch.zeros((), device=self.device)
+        if self.step >= self.half:
+            return pull
+        if settings.consistency:
+            measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[rows]])
+            worse = self._input(cells.counts[rows], cells.library_size[rows], measured_BG, always=True)
+            known_BD = latent_BD.detach()
+            pull = settings.consistency * relative_distance(self.tokenizer.encode_dense(worse), known_BD)
+        if self.partners is not None:
+            having, others = self.partners.draw(rows, self.rng)
+            if len(having) > 1:
+                measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[others]])
+                theirs = self._input(cells.counts[others], cells.library_size[others], measured_BG)
+                own_BD = latent_BD[torch.from_numpy(having).to(self.device)]
+                other_BD = self.tokenizer.encode_dense(theirs)
+                pull = pull + 0.5 * settings.alignment * relative_distance(own_BD, other_BD)
+        return pull
+
+    def _input(
+        self, counts: sp.csr_matrix, library_B: np.ndarray, measured_BG: Tensor, *, always: bool = False
+    ) -> Tensor:
+        """Dense standardised input, often or always at a random depth and on a random panel."""
         settings, rng = self.settings, self.rng
-        if rng.random() < settings.thinning:
+        if always or rng.random() < settings.thinning:
             keep = rng.uniform(0.3, 1.0)
             counts, library_B = counts.copy(), library_B * keep
             counts.data = rng.binomial(counts.data.astype(np.int64), keep).astype(np.float32)
         log1p_BG = torch.from_numpy(log1p_normalise(counts, library_B).toarray())
-        if rng.random() < settings.panel_dropout:
+        if always or rng.random() < settings.panel_dropout:
             share = rng.uniform(0.15, 1.0)
             measured_BG = measured_BG & torch.from_numpy(rng.random(measured_BG.shape[1]) < share)
         return self.tokenizer.standardise(log1p_BG.to(self.device), measured_BG.to(self.device))

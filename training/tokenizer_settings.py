@@ -15,7 +15,7 @@ class TokenizerSettings:
     Raises
     ------
     rvqa.errors.InputError
-        An unknown likelihood, `patience` or `study_shift` below 0, or `checkpoint_steps` below 1.
+        An unknown likelihood, `checkpoint_steps` below 1, or a weight or `patience` below 0.
     """
 
     n_top_genes: int = 4000
@@ -46,7 +46,13 @@ class TokenizerSettings:
     min_scale: float = 0.1
     """Floor of a gene's standard deviation on log1p of counts per 10,000."""
     seed: int = 0
-    study_shift: float = 0.0
+    alignment: float = 1.0
+    """Weight of the distance between a cell's latent and that of a partner in another file (`tokenizer_partners`), in
+    units of the spread of the latents, in the first half of the fit. 0: none."""
+    consistency: float = 0.3
+    """Weight of the distance between latents of a cell as it is and at another depth on another panel, likewise. 0:
+    none."""
+    study_shift: float = 0.01
     """Penalty on an offset of each file to the decoded log share of each gene, so that codes need not say which file a
     cell is from; the offsets are dropped after the fit. 0: no offsets."""
     quantize: bool = True
@@ -63,7 +69,13 @@ class TokenizerSettings:
     def __post_init__(self) -> None:
         if self.likelihood not in LIKELIHOODS:
             raise InputError(f"likelihood is {self.likelihood!r}; expected one of {', '.join(LIKELIHOODS)}.")
-        for name, least in (("patience", 0), ("checkpoint_steps", 1), ("study_shift", 0)):
+        for name, least in (
+            ("patience", 0),
+            ("checkpoint_steps", 1),
+            ("study_shift", 0),
+            ("alignment", 0),
+            ("consistency", 0),
+        ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more.")
 

@@ -6,14 +6,19 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from rvqa.counts import counts_var_and_depth, log1p_normalise
+from rvqa.counts import log1p_normalise, read_counts
+from rvqa.depth import GeneShares
 from rvqa.genes import GeneAxis, align, map_columns
 
 
-def log1p_on_axis(adata: AnnData, axis: GeneAxis, **reading: Any) -> sp.csr_matrix:
-    """log1p of counts per 10,000 on an axis, float32 CSR [N, G]; `reading` as for `counts_var_and_depth`."""
-    counts, var, depth = counts_var_and_depth(adata, **reading)
-    return log1p_normalise(map_columns(counts, align(var, axis)), depth)
+def log1p_on_axis(adata: AnnData, axis: GeneAxis, *, shares: GeneShares | None = None, **reading: Any) -> sp.csr_matrix:
+    """log1p of counts per 10,000 on an axis, float32 CSR [N, G]; `reading` as for `read_counts`.
+
+    Normalised by stored or given totals, or with `shares` by depth as a tokenizer reads it.
+    """
+    cells = read_counts(adata, **reading)
+    depth_N = cells.library_size if shares is None else shares.depth(cells)
+    return log1p_normalise(map_columns(cells.counts, align(cells.var, axis)), depth_N)
 
 
 def shared_log1p(

@@ -15,7 +15,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from rvqa.counts import counts_var_and_depth, log1p_normalise
+from rvqa.counts import log1p_normalise, read_counts
+from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
 from rvqa.files import read_h5ad
 from rvqa.genes import GeneAlignment, GeneAxis, align, map_columns
@@ -34,7 +35,9 @@ class Study:
     """Raw counts over the genes of the file, float32 [N, genes]."""
     var: pd.DataFrame
     library_size: np.ndarray
-    """Total counts over all genes, float64 [N]."""
+    """Total counts, float64 [N]."""
+    given: bool
+    """Whether the file gives them over all genes; else they are sums of the stored counts."""
     label_N: np.ndarray
     """Harmonised cell type, object [N]; "" where unlabelled."""
     truth_N: np.ndarray
@@ -66,8 +69,14 @@ class Study:
 
     def take(self, rows: np.ndarray) -> "Study":
         """Some of the cells: a mask or indices."""
-        parts = (self.library_size, self.label_N, self.truth_N, self.donor_N, self.condition_N, self.cell_N)
-        return Study(self.name, self.counts[rows].tocsr(), self.var, *(part[rows] for part in parts))
+        numbers = (self.counts[rows].tocsr(), self.var, self.library_size[rows], self.given)
+        parts = (self.label_N, self.truth_N, self.donor_N, self.condition_N, self.cell_N)
+        return Study(self.name, *numbers, *(part[rows] for part in parts))
+
+    def at_depth(self, shares: GeneShares) -> "Study":
+        """The same with `library_size` over all genes, as a tokenizer reads it."""
+        with about(self.name):
+            return replace(self, library_size=shares.depth(self))
 
     def cut(self, columns: np.ndarray) -> "Study":
         """Some of the genes, by index; library sizes stay those of all genes."""
@@ -103,7 +112,7 @@ def read_study(
     adata = read_h5ad(path)
     key = next((name for name in DEPTH_COLUMNS if name in adata.obs), None)
     with about(path):
-        counts, var, library_size = counts_var_and_depth(adata, library_size_key=key)
+        cells = read_counts(adata, library_size_key=key)
 
         def texts(name: str) -> np.ndarray:
             values = labels_of(adata, name) if name in adata.obs else [""] * adata.n_obs
@@ -114,7 +123,8 @@ def read_study(
         truth_N = np.where(texts(by_author) == "", "", label_N) if by_author in adata.obs else label_N
         cell_N = np.array([str(name) for name in adata.obs_names], dtype=object)
         condition_N = column(adata, condition).astype(object) if condition in adata.obs else texts(condition)
-    return Study(path.stem, counts, var, library_size, label_N, truth_N, texts(donor), condition_N, cell_N)
+    numbers = (cells.counts, cells.var, cells.library_size, cells.given)
+    return Study(path.stem, *numbers, label_N, truth_N, texts(donor), condition_N, cell_N)
 
 
 def label_table(folder: str | Path | None = None) -> dict[str, str]:

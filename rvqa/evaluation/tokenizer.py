@@ -56,6 +56,7 @@ def evaluate_tokenizer(
         No file of the fit among the studies, or no unseen cell.
     """
     rng = np.random.default_rng(seed)
+    studies = [study.at_depth(tokenizer.shares) for study in studies]
     fitted = [study.take(splits.rows_of(split, study, splits.FIT)) for study in studies]
     fitted = [study for study in fitted if len(study)]
     unseen = [study.take(measures.some(splits.unseen_rows(split, study), rng)) for study in studies]

@@ -154,12 +154,12 @@ def half_depth(
 
     thinned = test.study.counts.copy()
     thinned.data = rng.binomial(thinned.data.astype(np.int64), 0.5).astype(np.float32)
-    rest = rng.binomial(
-        np.maximum(test.study.library_size - np.asarray(test.study.counts.sum(1)).ravel(), 0).astype(np.int64), 0.5
-    )
-    depth = np.asarray(thinned.sum(1), dtype=np.float64).ravel() + rest
-    filled = depth > 0
-    half = replace(test.study, counts=thinned, library_size=depth).take(filled)
+    stored_N = np.asarray(thinned.sum(1), dtype=np.float64).ravel()
+    filled = stored_N > 0
+    if test.study.given:
+        unstored_N = test.study.library_size - np.asarray(test.study.counts.sum(1)).ravel()
+        stored_N += rng.binomial(np.maximum(unstored_N, 0).astype(np.int64), 0.5)
+    half = replace(test.study, counts=thinned, library_size=stored_N).take(filled).at_depth(tokenizer.shares)
     codes_NM = Coded.of(tokenizer, half).codes_NM
     same_NM = codes_NM == test.codes_NM[filled]
     axis = tokenizer.axis.subset(np.flatnonzero(test.study.alignment(tokenizer.axis).measured))

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from rvqa.codes import cell_codes
-from rvqa.counts import counts_var_and_depth, log1p_normalise
+from rvqa.codes import cell_codes, read_cells
+from rvqa.counts import log1p_normalise
 from rvqa.errors import InputError
 from rvqa.evaluation.metrics import ShiftTruth
 from rvqa.evaluation.profiles import log1p_on_axis
-from rvqa.genes import align, map_columns
+from rvqa.genes import map_columns
 from rvqa.model import Model
 from rvqa.obs import column, labels_of
 from rvqa.report.annotation import code_colouring, drawn_text
@@ -120,7 +120,7 @@ def add_perturbation(
     codes = {
         name: np.asarray(cells.obsm["rvqa_codes"])
         if name == "predicted"
-        else cell_codes(cells, model.cell_tokenizer, **({"layer": None, "library_size_key": None} | reading))[0]
+        else cell_codes(cells, model.cell_tokenizer, **reading)[0]
         for name, cells in groups.items()
     }
     blocks += [el("h3", "Cells"), _cells(report, codes, groups, model, cell_type_key)]
@@ -203,8 +203,7 @@ def compare(
     control = adata if condition_N is None else adata[condition_N == control_value]
     control_types_N = labels_of(control, cell_type_key)
     axis = model.cell_tokenizer.axis
-    counts, var, depth_N = counts_var_and_depth(control, **reading)
-    alignment = align(var, axis)
+    counts, alignment, depth_N = read_cells(control, model.cell_tokenizer, **reading)
     measured_G = alignment.measured
     samples = predicted.n_obs // control.n_obs
     control_NG = log1p_normalise(map_columns(counts, alignment), depth_N)[:, measured_G]
@@ -218,7 +217,9 @@ def compare(
         try:
             if inside_N.any():
                 measured, types_N = adata[inside_N], types_N[inside_N]
-                measured_NG = log1p_on_axis(measured, axis, **reading)[:, measured_G]
+                measured_NG = log1p_on_axis(measured, axis, shares=model.cell_tokenizer.shares, **reading)[
+                    :, measured_G
+                ]
         except InputError as error:
             measured, remark = None, f"Measured cells under {perturbation} cannot be read: {error}"
 

@@ -18,6 +18,7 @@ def study(name, donors, cells=None):
         sp.csr_matrix(np.ones((N, 60), dtype=np.float32)),
         pd.DataFrame(index=[f"GENE{i}" for i in range(60)]),
         np.full(N, 60.0),
+        False,
         texts[0],
         texts[1],
         np.array(donors, dtype=object),

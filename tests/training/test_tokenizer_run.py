@@ -44,6 +44,8 @@ PLAIN = TokenizerSettings(
     dropout=0.0,
     label_weight=0.0,
     dead_below=0.0,
+    alignment=0.0,
+    consistency=0.0,
 )
 """Nothing random but the order and the k-means."""
 SHARED = replace(TINY, checkpoint_steps=4, dead_below=2.0)
@@ -163,8 +165,9 @@ def test_the_validation_loss_is_that_of_decoded_codes(cells, held_out, monkeypat
     tokenizer = fit(cells, validation=few)
     counts, alignment = few[0].on(tokenizer.axis)
     measured, observed = alignment.measured, counts.toarray()
-    codes = tokenizer.encode(few[0].counts, alignment, few[0].library_size)
-    mean = tokenizer.decode(codes, target_sum=1.0).astype(np.float64) * few[0].library_size[:, None]
+    depth = few[0].at_depth(tokenizer.shares).library_size
+    codes = tokenizer.encode(few[0].counts, alignment, depth)
+    mean = tokenizer.decode(codes, target_sum=1.0).astype(np.float64) * depth[:, None]
     nll_NG = stats.poisson.logpmf(observed, observed) - stats.poisson.logpmf(observed, mean)
     expected = nll_NG[:, measured].sum(1).mean() * 20 / len(tokenizer.axis)
     assert min(losses) == pytest.approx(expected, rel=1e-4)
@@ -253,7 +256,7 @@ def test_a_checkpoint_of_another_fit_is_refused(cells, held_out, tmp_path, monke
         (cells, TINY, {"validation": held_out}, "validation has 0 files there, 1 here"),
         ([reference_of(1, cells=150)], TINY, {}, r"cells is 162 there, 150 here.*Remove that folder, or give another"),
         ([replace(cells[0], labels=cells[0].labels[::-1])], TINY, {}, r"references\[0\]\.labels"),
-        ([replace(cells[0], library_size=cells[0].library_size + 1)], TINY, {}, r"references\[0\]\.counts"),
+        ([replace(cells[0], library_size=cells[0].library_size + 1, given=True)], TINY, {}, r"references\[0\]\.counts"),
     ):
         with pytest.raises(InputError, match=message):
             fit(given, settings, checkpoint=tmp_path, **options)

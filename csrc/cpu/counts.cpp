@@ -1,0 +1,83 @@
+#include "cpu/counts.h"
+
+#include <algorithm>
+#include <atomic>
+#include <type_traits>
+
+#include "cpu/pool.h"
+
+namespace rvqa {
+namespace {
+
+constexpr double MOST = 0x1p24;   // float32 holds every whole number up to here
+constexpr int64_t GRAIN = 1024;   // rows of one part
+
+// No branch, so that the loop is done with vectors.
+template <class Count>
+bool whole(Count value) {
+    if constexpr (std::is_unsigned_v<Count>) {
+        return value <= Count(std::min<double>(MOST, double(Count(-1))));
+    } else if constexpr (std::is_integral_v<Count>) {
+        return (value >= 0) & (value <= Count(MOST));
+    } else {
+        // Adding and subtracting 2^(digits) rounds to a whole number everything below it; nothing above has a fraction.
+        constexpr Count big = std::is_same_v<Count, float> ? Count(0x1p23) : Count(0x1p52);
+        return (value >= 0) & (value <= Count(MOST)) & (((value + big) - big == value) | (value >= big));
+    }
+}
+
+template <class Index, class Count>
+int64_t total_rows(const Sparse<Index, Count>& rows, const uint8_t* known, int64_t columns, int64_t begin, int64_t end,
+                   double* total) {
+    int64_t wrong = 0;
+    for (int64_t n = begin; n < end; ++n) {
+        const int64_t first = rows.indptr[n], stored = rows.indptr[n + 1] - first;
+        const Count* data = rows.data + first;
+        const Index* indices = rows.indices + first;
+        int32_t bad = 0, outside = 0;
+        for (int64_t e = 0; e < stored; ++e) bad += !whole(data[e]);
+        for (int64_t e = 0; e < stored; ++e) outside += (indices[e] < 0) | (int64_t(indices[e]) >= columns);
+        wrong += bad + outside;
+        // Whole numbers up to 2^24, at most 2^29 of them: exact in 53 bits, in any order.
+        double sum = 0;
+        if (!known) {
+            double part[8] = {};
+            int64_t e = 0;
+            for (; e + 8 <= stored; e += 8)
+                for (int i = 0; i < 8; ++i) part[i] += double(data[e + i]);
+            for (; e < stored; ++e) sum += double(data[e]);
+            for (const double each : part) sum += each;
+        } else if (!outside) {
+            for (int64_t e = 0; e < stored; ++e) sum += known[indices[e]] ? double(data[e]) : 0.0;
+        }
+        total[n] = sum;
+    }
+    return wrong;
+}
+
+}  // namespace
+
+template <class Index, class Count>
+int64_t csr_totals(const Sparse<Index, Count>& rows, const uint8_t* known, int64_t columns, int threads, double* total) {
+    for (int64_t n = 0; n <= rows.N; ++n)
+        if (rows.indptr[n] < (n ? rows.indptr[n - 1] : 0) || rows.indptr[n] > rows.E) return -1;
+    std::atomic<int64_t> wrong{0};
+    parallel(rows.N, GRAIN, threads, [&](int64_t begin, int64_t end) {
+        wrong += total_rows(rows, known, columns, begin, end, total);
+    });
+    return wrong;
+}
+
+#define RVQA_INSTANTIATE(Index, Count) \
+    template int64_t csr_totals(const Sparse<Index, Count>&, const uint8_t*, int64_t, int, double*);
+#define RVQA_INSTANTIATE_COUNTS(Index) \
+    RVQA_INSTANTIATE(Index, float)     \
+    RVQA_INSTANTIATE(Index, double)    \
+    RVQA_INSTANTIATE(Index, int32_t)   \
+    RVQA_INSTANTIATE(Index, uint32_t)  \
+    RVQA_INSTANTIATE(Index, uint16_t)  \
+    RVQA_INSTANTIATE(Index, uint8_t)
+RVQA_INSTANTIATE_COUNTS(int32_t)
+RVQA_INSTANTIATE_COUNTS(int64_t)
+
+}  // namespace rvqa

@@ -1,0 +1,1 @@
+"""Encoding of files of any size: out of core, resumable, on several machines; `run.py` is the loop."""

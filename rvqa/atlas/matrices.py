@@ -1,0 +1,170 @@
+"""Count matrices outside memory: rows from start to stop, as the parts of a CSR matrix.
+
+Every kind has `n_cells`, `n_genes`, `rows(start, stop)`, which several threads may call at once, and `blocks(start,
+stop)`, which cuts rows so that each part has about `ENTRIES` entries.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import h5py
+import numpy as np
+import scipy.sparse as sp
+
+from rvqa.atlas.hdf5 import Dataset1D, read_rows
+from rvqa.counts import canonical_csr
+from rvqa.errors import InputError
+
+ENTRIES = 3_000_000
+"""Entries of a block: 24 MB, long enough that threads rarely meet."""
+
+CELLS = 32_768
+"""Most cells of a block: their hidden units take 512 bytes each and more."""
+
+
+class Rows(NamedTuple):
+    """Rows of a CSR matrix: pointers int64 [n + 1] from 0, columns and counts [entries]."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+class Matrix(Protocol):
+    """Cells by genes."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows from start to stop."""
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Consecutive parts of a range of rows."""
+
+
+class Compressed:
+    """CSR in arrays with a `read(start, stop)` each."""
+
+    def __init__(self, indptr: Any, indices: Any, data: Any, shape: tuple[int, int]) -> None:
+        self.indptr, self.indices, self.data, self.shape = indptr, indices, data, shape
+        if len(indptr) != shape[0] + 1 or len(indices) != len(data):
+            raise InputError(
+                f"The sparse matrix is broken: {len(indptr):,} row pointers for {shape[0]:,} cells, {len(indices):,} "
+                f"columns for {len(data):,} values. Write the file anew."
+            )
+
+    def pointers(self, start: int, stop: int) -> np.ndarray:
+        """Row pointers int64 [stop - start + 1], checked."""
+        indptr = self.indptr.read(start, stop + 1).astype(np.int64)
+        if (np.diff(indptr) < 0).any() or indptr[0] < 0 or indptr[-1] > len(self.data):
+            raise InputError(
+                f"The sparse matrix is broken: row pointers of cells {start:,} to {stop:,} decrease or leave its "
+                f"{len(self.data):,} values. Write the file anew."
+            )
+        return indptr
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows from start to stop."""
+        indptr = self.pointers(start, stop)
+        span = int(indptr[0]), int(indptr[-1])
+        return Rows(indptr - indptr[0], self.indices.read(*span), self.data.read(*span))
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Parts of at most `ENTRIES` entries, unless one row has more."""
+        indptr = self.pointers(start, stop)
+        first = 0
+        while first < stop - start:
+            last = int(np.searchsorted(indptr, indptr[first] + ENTRIES, side="right")) - 1
+            last = min(max(last, first + 1), first + CELLS, stop - start)
+            yield start + first, start + last
+            first = last
+
+
+class Dense:
+    """Rows of a dense array, through a function that reads them."""
+
+    def __init__(self, read: Any, shape: tuple[int, int]) -> None:
+        self.read, self.shape = read, shape
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows from start to stop."""
+        csr = canonical_csr(self.read(start, stop))
+        return Rows(csr.indptr.astype(np.int64), csr.indices, csr.data)
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Parts of `ENTRIES` values, zeros counted."""
+        step = min(max(1, ENTRIES // max(1, self.shape[1])), CELLS)
+        for first in range(start, stop, step):
+            yield first, min(first + step, stop)
+
+
+class Array:
+    """An array in memory or on disk, or of zarr, with `read`."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return self.array.shape[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Elements from start to stop."""
+        return np.asarray(self.array[start:stop])
+
+
+def of_hdf5(stored: h5py.Group | h5py.Dataset) -> Matrix | None:
+    """Matrix of an `.h5ad` file as anndata writes it; None where it is CSC.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Another encoding.
+    """
+    if isinstance(stored, h5py.Dataset):
+        if stored.ndim != 2:
+            raise InputError(f"{stored.name} has {stored.ndim} axes; expected cells by genes.")
+        return Dense(lambda start, stop: read_rows(stored, start, stop), tuple(stored.shape))
+    shape = _sparse_shape(stored)
+    if shape is None:
+        return None
+    indptr, indices, data = (Dataset1D(stored[name]) for name in ("indptr", "indices", "data"))
+    return Compressed(indptr, indices, data, shape)
+
+
+def of_zarr(stored: Any) -> Matrix | None:
+    """Matrix of a zarr store as anndata writes it; None where it is CSC."""
+    import zarr
+
+    if isinstance(stored, zarr.Array):
+        return Dense(lambda start, stop: np.asarray(stored[start:stop]), (stored.shape[0], stored.shape[1]))
+    shape = _sparse_shape(stored)
+    if shape is None:
+        return None
+    indptr, indices, data = (Array(stored[name]) for name in ("indptr", "indices", "data"))
+    return Compressed(indptr, indices, data, shape)
+
+
+def of_lazy(stored: Any) -> Matrix:
+    """Matrix of an AnnData that is not in memory: backed, a view of one, or Dask."""
+
+    def read(start: int, stop: int) -> Any:
+        part = stored[start:stop]
+        part = part.compute() if hasattr(part, "compute") else part
+        return part if sp.issparse(part) else np.asarray(part)
+
+    return Dense(read, tuple(stored.shape))
+
+
+def _sparse_shape(group: Any) -> tuple[int, int] | None:
+    encoding = group.attrs.get("encoding-type", "")
+    if encoding == "csc_matrix":
+        return None
+    if encoding != "csr_matrix" or any(name not in group for name in ("indptr", "indices", "data")):
+        raise InputError(
+            f"{group.name} is stored as {encoding or 'a group without an encoding'!r}; expected a dense array, or "
+            "csr_matrix as anndata writes it."
+        )
+    cells, genes = (int(n) for n in group.attrs["shape"])
+    return cells, genes

@@ -1,0 +1,189 @@
+"""What a finished run is made into: `.rvq`, zarr, parquet, or a copy of the `.h5ad` file; one pass over the parts each.
+
+All are written beside their place and renamed: no reader sees half of one.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+from anndata.io import read_elem, write_elem
+from pyarrow import parquet
+
+import rvqa
+from rvqa.atlas import rvq
+from rvqa.atlas.sources import Given
+from rvqa.errors import InputError
+from rvqa.files import require_folder, whole_file
+from rvqa.model import whole_directory
+
+if TYPE_CHECKING:
+    from rvqa.atlas.run import Encoder
+
+Parts = Sequence[rvq.RvqFile]
+
+
+def require_output(out: str | Path, files: Sequence[Given], *, force: bool, in_place: bool) -> Path:
+    """Refuse an output that cannot or should not be written, before any work is done.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Another suffix than those of `WRITERS`; it exists and `force` is not set, or is an input and `in_place` is not
+        set; its folder is missing; `.h5ad` from anything but one `.h5ad` file.
+    """
+    target = Path(out)
+    if target.suffix not in WRITERS:
+        raise InputError(f"The output {target} is not named {', '.join(WRITERS)}. Choose such a name.")
+    paths = [path for path in files if isinstance(path, Path)]
+    if target.suffix == ".h5ad" and not (len(files) == len(paths) == 1 and paths[0].suffix == ".h5ad"):
+        raise InputError(
+            f"The output {target} is a copy of its input, with codes; that needs one .h5ad file as input. Choose .rvq, "
+            ".zarr or .parquet."
+        )
+    same = any(target.exists() and path.exists() and target.samefile(path) for path in paths)
+    if same and not in_place:
+        raise InputError(
+            f"The output {target} is the file to read. Choose another name for the output, or pass --in-place "
+            "(in_place=True) to write the codes into it."
+        )
+    if in_place and not (same and target.suffix == ".h5ad"):
+        raise InputError("in_place (--in-place) is for an .h5ad file that is its own output. Give the same path twice.")
+    if target.exists() and not same and not force:
+        raise InputError(f"{target} exists. Choose another name, or pass --force to replace it.")
+    if target.exists() and target.is_dir() != (target.suffix == ".zarr"):
+        raise InputError(f"The output {target} is a {'folder' if target.is_dir() else 'file'}. Choose another name.")
+    if target.is_dir() and not (target / "zarr.json").is_file() and any(target.iterdir()):
+        raise InputError(f"{target} is a folder of something else: it has no zarr.json. Choose another name.")
+    require_folder(target.absolute().parent)
+    return target
+
+
+def _write_rvq(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[str, Any], model: str) -> None:
+    sizes = {"cells": manifest["cells"], "levels": manifest["levels"], "entries": manifest["entries"]}
+    with whole_file(target) as scratch:
+        codes = (block for part in parts for block in rvq.parts_of(part))
+        rvq.write(scratch, codes, _tables(parts), manifest, **sizes)
+
+
+def _write_zarr(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[str, Any], model: str) -> None:
+    """Group with `codes` uint8 [N, M], one shard a task, `obs_names`, `obs/<column>`; the manifest is an attribute."""
+    import zarr
+
+    cells, shard = manifest["cells"], manifest["settings"]["cells"]
+    chunk = min(shard, 16_384)
+    with whole_directory(target) as whole:
+        group = zarr.open_group(whole, mode="w", zarr_format=3)
+        group.attrs["rvqa"] = manifest
+        shape = (cells, manifest["levels"])
+        codes = group.create_array(
+            "codes", shape=shape, dtype="uint8", chunks=(chunk, shape[1]), shards=(-(-shard // chunk) * chunk, shape[1])
+        )
+        columns: dict[str, Any] = {}
+        at = 0
+        for part, table in zip(parts, _tables(parts), strict=True):
+            stop = at + part.n_cells
+            codes[at:stop] = part.codes(slice(None))
+            for name, values in table_columns(table).items():
+                if name not in columns:
+                    path = "obs_names" if name == "cell" else f"obs/{name}"
+                    dtype = "string" if values.dtype.kind in "UO" else values.dtype
+                    columns[name] = group.create_array(path, shape=(cells,), dtype=dtype, chunks=(shard,))
+                columns[name][at:stop] = values
+            at = stop
+
+
+def _write_parquet(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[str, Any], model: str) -> None:
+    """Columns `cell`, those of obs, `code_1` to `code_8`; one row group a task; the manifest as metadata `rvqa`."""
+    names = [f"code_{level + 1}" for level in range(manifest["levels"])]
+    with whole_file(target) as scratch:
+        writer = None
+        for part, table in zip(parts, _tables(parts), strict=True):
+            codes_NM = part.codes(slice(None))
+            for level, name in enumerate(names):
+                table = table.append_column(name, pa.array(np.ascontiguousarray(codes_NM[:, level])))
+            if writer is None:
+                told = {"rvqa": json.dumps(manifest, sort_keys=True)}
+                schema = table.schema.with_metadata(told)
+                writer = parquet.ParquetWriter(scratch, schema)
+            writer.write_table(table.cast(schema))
+        if writer is not None:
+            writer.close()
+
+
+def _write_h5ad(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[str, Any], model: str) -> None:
+    """A copy of the input with the keys of `rvqa.encode`; all else stays as it is stored."""
+    source, tokenizer = encoder.sources[0], encoder.tokenizer
+    assert source.path is not None
+    with whole_file(target) as scratch:
+        shutil.copyfile(source.path, scratch)
+        with h5py.File(scratch, "r+") as file:
+            if "obsm" not in file:
+                write_elem(file, "obsm", {})
+            cells, levels = manifest["cells"], manifest["levels"]
+            codes = _dataset(file["obsm"], "rvqa_codes", (cells, levels), np.uint8)
+            latent = _dataset(file["obsm"], "X_rvqa", (cells, tokenizer.config.latent), np.float32)
+            at = 0
+            for part in parts:
+                for codes_NM in rvq.parts_of(part):
+                    codes[at : at + len(codes_NM)] = codes_NM
+                    latent[at : at + len(codes_NM)] = tokenizer.quantized_latent(codes_NM)
+                    at += len(codes_NM)
+            uns = read_elem(file["uns"]) if "uns" in file else {}
+            found = uns.get("rvqa")
+            earlier = found if isinstance(found, dict) else {}
+            facts = {"version": rvqa.__version__, "coverage": encoder.coverage[0], "model": model}
+            if "uns" not in file:
+                write_elem(file, "uns", {})
+            write_elem(file["uns"], "rvqa", {**earlier, **facts})
+
+
+def _dataset(group: h5py.Group, name: str, shape: tuple[int, int], dtype: Any) -> h5py.Dataset:
+    """Empty dataset that anndata reads as an array, in place of an earlier one."""
+    if name in group:
+        del group[name]
+    made = group.create_dataset(
+        name, shape, dtype, chunks=(min(65_536, max(shape[0], 1)), shape[1]), compression="gzip"
+    )
+    made.attrs["encoding-type"], made.attrs["encoding-version"] = "array", "0.2.0"
+    return made
+
+
+def _tables(parts: Parts) -> Iterator[pa.Table]:
+    """Table of cells of each part, of one schema: that of the first.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A column is of another kind in another file.
+    """
+    schema = None
+    for part in parts:
+        table = part.table()
+        assert table is not None
+        schema = schema or table.schema
+        try:
+            yield table.cast(schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise InputError(
+                f"The columns of obs are {table.schema} in one file and {schema} in another; carry those of one kind."
+            ) from error
+
+
+def table_columns(table: pa.Table) -> dict[str, np.ndarray]:
+    """Columns of a table of cells by name."""
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+WRITERS: dict[str, Callable[[Path, Parts, "Encoder", dict[str, Any], str], None]] = {
+    ".rvq": _write_rvq,
+    ".zarr": _write_zarr,
+    ".parquet": _write_parquet,
+    ".h5ad": _write_h5ad,
+}
+"""How to write each kind of output, by suffix."""

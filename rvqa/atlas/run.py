@@ -1,0 +1,424 @@
+"""Codes of files of any size: read, encode, keep each finished part, put the parts together.
+
+Cells are cut into tasks of always the same rows, and what a task gives is kept as one `.rvq` file in a folder beside
+the output. A run that was stopped finds them there and goes on with the rest; the output is made of all parts when none
+is missing, so it is the same bytes however often a run was stopped, and on however many machines it ran.
+
+Within a task, threads take blocks of rows from start to end: each reads, decompresses, checks, projects and quantizes
+its own, so that reading, arithmetic and writing overlap without one waiting for another.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+import rvqa
+from rvqa import counts as counting
+from rvqa.atlas import rvq
+from rvqa.atlas.matrices import Rows
+from rvqa.atlas.sources import Given, Source, expand, open_source
+from rvqa.errors import InputError, about
+from rvqa.files import read_h5ad, whole_file, writing
+from rvqa.genes import align, match_columns, refuse_transposed
+from rvqa.kernels import ops, registry
+from rvqa.tokenizer import CellTokenizer
+
+CELLS = 65_536
+"""Cells of a task."""
+
+DIAGNOSED = 2**30
+"""Bytes up to which a refused file is read again as a whole, to say better what is wrong with it."""
+
+_COUNTS = {np.dtype(kind) for kind in (np.float32, np.float64, np.int32, np.uint8, np.uint16, np.uint32)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the codes of a file, apart from the model; part of the manifest."""
+
+    layer: str | None = None
+    library_size_key: str | None = None
+    obs: tuple[str, ...] = ()
+    cells: int = CELLS
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some cells of one source."""
+
+    number: int
+    source: int
+    start: int
+    stop: int
+
+
+def compute_kind(tokenizer: CellTokenizer) -> dict[str, Any]:
+    """What computes here: codes of two kinds do not go into one output."""
+    backend = registry.select(tokenizer.codebooks_MKD.device)
+    kind = {"backend": backend, "rvqa": rvqa.__version__, "torch": torch.__version__}
+    return kind | ({"isa": registry.function("cpu", "isa")()} if backend == "cpu" else {})
+
+
+class Encoder:
+    """Open sources with all that is needed to encode their cells."""
+
+    def __init__(
+        self,
+        given: Sequence[Given],
+        tokenizer: CellTokenizer,
+        settings: Settings,
+        *,
+        scratch: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.tokenizer, self.settings = tokenizer, settings
+        self.sources = [open_source(each, layer=settings.layer, scratch=scratch, say=say) for each in given]
+        self._ready: dict[int, _Panel] = {}
+        self.coverage = []
+        for at, source in enumerate(self.sources):
+            with about(source.name):
+                self._ready[at] = _Panel(source, tokenizer, given=settings.library_size_key is not None)
+                self.coverage.append(self._ready[at].alignment.report())
+                for key in (*settings.obs, *filter(None, [settings.library_size_key])):
+                    source.column(key, 0, min(1, source.n_cells))
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything the codes depend on."""
+        config = self.tokenizer.config
+        return {
+            "cells": sum(source.n_cells for source in self.sources),
+            "levels": config.levels,
+            "entries": config.entries,
+            "model": self.tokenizer.fingerprint(),
+            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "compute": compute_kind(self.tokenizer),
+            "inputs": [
+                source.identity | {"coverage": report}
+                for source, report in zip(self.sources, self.coverage, strict=True)
+            ],
+        }
+
+    def tasks(self) -> list[Task]:
+        """All tasks, in order."""
+        tasks: list[Task] = []
+        for at, source in enumerate(self.sources):
+            for start in range(0, source.n_cells, self.settings.cells):
+                tasks.append(Task(len(tasks), at, start, min(start + self.settings.cells, source.n_cells)))
+        return tasks
+
+    def blocks(self, task: Task) -> Iterator[tuple[int, int]]:
+        """Rows of the blocks of a task."""
+        with about(self.sources[task.source].name):
+            yield from self.sources[task.source].matrix.blocks(task.start, task.stop)
+
+    def encode(self, task: Task, start: int, stop: int) -> np.ndarray:
+        """Codes uint8 [stop - start, M] of some cells of the source of a task."""
+        source, ready = self.sources[task.source], self._ready[task.source]
+        with about(source.name):
+            rows = source.matrix.rows(start, stop)
+            indptr, indices, data = map(_tensor, _countable(rows))
+            total_N, wrong = ops.csr_totals(indptr, indices, data, columns=source.matrix.shape[1], known=ready.known)
+            if wrong or not bool((total_N > 0).all()):
+                self._refuse(source, rows, start, stop)
+            depth_N = total_N / ready.panel
+            if (key := self.settings.library_size_key) is not None:
+                depth_N = torch.from_numpy(self._given_depth(source, key, rows, start, stop))
+            return ready.encoder.codes(indptr, indices, data, depth_N)
+
+    def table(self, task: Task) -> pa.Table:
+        """Names and carried columns of the cells of a task."""
+        source = self.sources[task.source]
+        with about(source.name):
+            columns = {"cell": source.column(None, task.start, task.stop).astype(str)}
+            for key in self.settings.obs:
+                columns[key] = _storable(source.column(key, task.start, task.stop))
+        return pa.table({name: pa.array(values) for name, values in columns.items()})
+
+    def _given_depth(self, source: Source, key: str, rows: Rows, start: int, stop: int) -> np.ndarray:
+        adata = self._as_anndata(source, rows, start, stop)
+        adata.obs[key] = source.column(key, start, stop)
+        return counting.library_size(adata, counting.canonical_csr(adata.X), key=key)
+
+    def _as_anndata(self, source: Source, rows: Rows, start: int, stop: int) -> AnnData:
+        shape = (stop - start, source.matrix.shape[1])
+        counts = counting.sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape)
+        names = source.column(None, start, stop)
+        return AnnData(X=counts, obs={"name": names}, var=source.var).copy()
+
+    def _refuse(self, source: Source, rows: Rows, start: int, stop: int) -> None:
+        """Say what is wrong with the counts of a block, of the whole file where that is small."""
+        settings = self.settings
+        if source.path is not None and source.path.is_file() and source.path.stat().st_size <= DIAGNOSED:
+            whole = read_h5ad(source.path)
+            try:
+                cells = counting.read_counts(whole, layer=settings.layer, library_size_key=settings.library_size_key)
+            except InputError:
+                refuse_transposed(whole, self.tokenizer.axis)
+                raise
+            self.tokenizer.shares.depth(cells)
+        with about(f"cells {start:,} to {stop:,}"):
+            adata = self._as_anndata(source, rows, start, stop)
+            adata.obs_names = adata.obs.pop("name").astype(str)
+            self.tokenizer.shares.depth(counting.read_counts(adata))
+        raise RuntimeError("the kernels refuse counts that the checks accept; please report this as a bug of rvqa")
+
+
+class _Panel:
+    """How the genes of a source meet the tokenizer."""
+
+    def __init__(self, source: Source, tokenizer: CellTokenizer, *, given: bool) -> None:
+        self.alignment = align(source.var, tokenizer.axis)
+        column_map = match_columns(source.var, tokenizer.shares.axis)
+        self.encoder = tokenizer.encoder(self.alignment)
+        self.known = None if given else torch.from_numpy(column_map >= 0)
+        self.panel = tokenizer.shares.panel(column_map)
+
+
+def _countable(rows: Rows) -> Rows:
+    """Rows with dtypes that the kernels read: no value changes."""
+    indptr, indices, data = rows
+    if indices.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
+        indices = indices.astype(np.int64)
+    if data.dtype not in _COUNTS:
+        small = (
+            data.dtype.kind in "bu" or (data.dtype.kind == "i" and data.dtype.itemsize < 4) or data.dtype.itemsize == 2
+        )
+        data = data.astype(np.float32 if small and data.dtype.itemsize <= 2 else np.float64)
+    return Rows(indptr, indices, data)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _storable(values: np.ndarray) -> np.ndarray:
+    """Column of one type in every part, whatever the width in a file."""
+    wide = {"i": np.int64, "u": np.int64, "f": np.float64}.get(values.dtype.kind)
+    return values if wide is None else values.astype(wide)
+
+
+# Parts
+
+
+class Work:
+    """The folder of a run's finished parts; one run at a time.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Another run is at it, or it is of another run.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise InputError(f"Another run is writing into {folder}. Wait for it, or choose another output.") from error
+        told = folder / "manifest.json"
+        if told.is_file():
+            earlier = json.loads(told.read_text(encoding="utf-8"))
+            if difference := _difference(earlier, manifest):
+                os.close(self._lock)
+                raise InputError(
+                    f"{folder} has parts of another run: {difference}. Give the same model, files and settings to go "
+                    "on with it, or remove that folder to begin anew."
+                )
+        else:
+            with whole_file(told) as scratch:
+                scratch.write_text(json.dumps(manifest, sort_keys=True, indent=1), encoding="utf-8")
+
+    def part(self, task: Task) -> Path:
+        """File of the codes of a task."""
+        return self.folder / f"part-{task.number:08d}.rvq"
+
+    def missing(self, tasks: Sequence[Task]) -> list[Task]:
+        """Tasks without a part; one that is damaged is made again."""
+        left = []
+        for task in tasks:
+            try:
+                rvq.RvqFile.open(self.part(task)).verify()
+            except InputError:
+                left.append(task)
+        return left
+
+    def keep(self, task: Task, codes_NM: np.ndarray, table: pa.Table, *, entries: int) -> None:
+        """Write a part, whole or not at all."""
+        cells, levels = codes_NM.shape
+        with whole_file(self.part(task)) as scratch:
+            rvq.write(scratch, [codes_NM], [table], {"task": asdict(task)}, cells=cells, levels=levels, entries=entries)
+
+    def close(self, *, remove: bool) -> None:
+        """Let go of the folder; with `remove`, for good."""
+        if remove:
+            shutil.rmtree(self.folder)
+        os.close(self._lock)
+
+
+def _difference(there: Any, here: Any, at: str = "") -> str:
+    """First thing in which two manifests differ, in words."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            if found := _difference(there.get(key), here.get(key), f"{at}.{key}" if at else key):
+                return found
+        return ""
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for i, (one, other) in enumerate(zip(there, here, strict=True)):
+            if found := _difference(one, other, f"{at}[{i}]"):
+                return found
+        return ""
+    if isinstance(there, list) and isinstance(here, list):
+        return f"{at} has {len(there)} entries there, {len(here)} here"
+    return "" if there == here else f"{at} is {there!r} there, {here!r} here"
+
+
+# The loop
+
+
+def encode_tasks(
+    encoder: Encoder, tasks: Sequence[Task], done: Callable[[Task, np.ndarray, pa.Table], None], *, threads: int
+) -> None:
+    """Encode tasks on threads; `done` gets each as it is finished, in order, on the caller's thread."""
+    before = torch.get_num_threads()
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+
+    waiting: deque[tuple[Task, list[Future[np.ndarray]], Future[pa.Table]]] = deque()
+
+    def finish() -> None:
+        task, blocks, table = waiting.popleft()
+        done(task, np.concatenate([block.result() for block in blocks]), table.result())
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="rvqa-encode", initializer=alone)
+    try:
+        running: deque[Future[np.ndarray]] = deque()
+        for task in tasks:
+            blocks: list[Future[np.ndarray]] = []
+            for start, stop in encoder.blocks(task):
+                while len(running) > threads:  # one more than there are threads: none waits, and memory is bounded
+                    running.popleft().result()
+                blocks.append(pool.submit(encoder.encode, task, start, stop))
+                running.append(blocks[-1])
+            waiting.append((task, blocks, pool.submit(encoder.table, task)))
+            while len(waiting) > 1 and all(block.done() for block in waiting[0][1]):
+                finish()
+        while waiting:
+            finish()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def encode_files(
+    given: Given | Sequence[Given],
+    tokenizer: CellTokenizer,
+    out: str | Path,
+    *,
+    settings: Settings,
+    threads: int | None = None,
+    cluster: Any = None,
+    force: bool = False,
+    in_place: bool = False,
+    progress: Callable[[int, int], None] = lambda done, cells: None,
+    say: Callable[[str], None] = lambda text: None,
+    model: str = "",
+) -> dict[str, Any]:
+    """Encode files of any size into one output; see `rvqa.encode`, which says more.
+
+    Parameters
+    ----------
+    given
+        Files, patterns or AnnData objects.
+    tokenizer
+        Makes the codes.
+    out
+        `.rvq`, `.zarr`, `.parquet`, or `.h5ad` for a copy of one `.h5ad` file.
+    settings
+        What decides the codes.
+    threads
+        Threads that encode; as many as PyTorch uses by default.
+    cluster
+        `dask.distributed.Client`, or the address of a scheduler, to have the tasks done by its workers.
+    force, in_place
+        Replace an output that exists; write codes into the input itself, by copy and rename.
+    progress
+        Told cells done and all cells, from time to time.
+    say
+        Told what happens next.
+    model
+        Where the tokenizer is from, for an `.h5ad` file's `uns`.
+
+    Returns
+    -------
+    dict
+        `cells`, `seconds`, `cells_per_second` (of those encoded now), `resumed` (cells found done), `coverage` by file.
+    """
+    from rvqa.atlas.outputs import WRITERS, require_output
+
+    started = time.perf_counter()
+    files = expand(given)
+    target = require_output(out, files, force=force, in_place=in_place)
+    folder = target.with_name(f"{target.name}.parts")
+    fresh = not folder.exists()
+    work, finished = None, False
+    try:
+        encoder = Encoder(files, tokenizer, settings, scratch=folder, say=say)
+        manifest = encoder.manifest()
+        work = Work(folder, manifest)
+        tasks = encoder.tasks()
+        left = work.missing(tasks)
+        cells = manifest["cells"]
+        todo = sum(task.stop - task.start for task in left)
+        done_cells = cells - todo
+        if done_cells:
+            say(f"{done_cells:,} of {cells:,} cells are done; going on")
+        progress(done_cells, cells)
+
+        def keep(task: Task, codes_NM: np.ndarray, table: pa.Table) -> None:
+            nonlocal done_cells
+            work.keep(task, codes_NM, table, entries=tokenizer.config.entries)
+            done_cells += len(codes_NM)
+            progress(done_cells, cells)
+
+        if cluster is None:
+            encode_tasks(encoder, left, keep, threads=threads or torch.get_num_threads())
+        elif left:
+            from rvqa.atlas.cluster import encode_on
+
+            encode_on(cluster, encoder, files, left, keep, folder=folder, threads=threads)
+        parts = [rvq.RvqFile.open(work.part(task)) for task in tasks]
+        encoded = time.perf_counter() - started
+        WRITERS[target.suffix](target, parts, encoder, manifest, model)
+        finished = True
+    finally:
+        if work is not None:
+            work.close(remove=finished or not any(folder.glob("part-*.rvq")))  # nothing to go on from
+        elif fresh and folder.exists():
+            shutil.rmtree(folder)  # nothing was kept in it
+    return {
+        "output": str(target),
+        "cells": cells,
+        "resumed": cells - todo,
+        "seconds": time.perf_counter() - started,
+        "cells_per_second": todo / encoded,
+        "coverage": {source.name: report for source, report in zip(encoder.sources, encoder.coverage, strict=True)},
+    }
