@@ -27,6 +27,8 @@ class TokenizerCells:
     label_N: np.ndarray
     """Index of the label, -1 where unlabelled."""
     n_labels: int
+    condition_N: np.ndarray
+    """Perturbation, object [N]; "" for control cells."""
 
 
 def gather(references: Sequence[Reference], axis: GeneAxis) -> TokenizerCells:
@@ -50,6 +52,7 @@ def gather(references: Sequence[Reference], axis: GeneAxis) -> TokenizerCells:
         file_N=np.repeat(np.arange(len(references)), [counts.shape[0] for counts, _ in mapped]),
         label_N=np.array([index[label] for reference in references for label in reference.labels]),
         n_labels=len(names),
+        condition_N=np.concatenate([np.asarray(reference.conditions, dtype=object) for reference in references]),
     )
 
 

@@ -37,6 +37,8 @@ def fit_tokenizer_files(
     settings: TokenizerSettings | None = None,
     labels: str = "cell_type",
     donor: str = "donor",
+    condition: str = "condition",
+    control: Sequence[str] = ("control", "ctrl"),
     held_out: Sequence[str] = (),
     validation: Sequence[str] = (),
     checkpoint: str | Path | None = None,
@@ -57,6 +59,9 @@ def fit_tokenizer_files(
     labels, donor
         Columns of obs with cell types and donors; files without them are taken as unlabelled, of unknown donors.
         Labels are harmonised by `label_to_cl.json` of RVQA_REF_DIR where that is.
+    condition, control
+        Column of obs with perturbations, where there is one, and its values for control cells, as which all cells of
+        files without it count: only cells of one condition are taken to be alike in two files.
     held_out, validation
         Donors whose cells enter nothing, and donors whose cells decide which epoch is kept and enter nothing else.
     checkpoint, device, progress
@@ -78,9 +83,11 @@ def fit_tokenizer_files(
     settings = settings or TokenizerSettings()
     started = time.perf_counter()
     table = label_table()
-    studies = [read_study(file, labels=labels, donor=donor, table=table) for file in study_files(given)]
+    studies = [
+        read_study(file, labels=labels, donor=donor, condition=condition, table=table) for file in study_files(given)
+    ]
     split = splits.make_split(studies, held_out=held_out, validation=validation)
-    fitted, valid = (_references(studies, split, role) for role in (splits.FIT, splits.VALIDATION))
+    fitted, valid = (_references(studies, split, role, control) for role in (splits.FIT, splits.VALIDATION))
     fitting = time.perf_counter()
     tokenizer = fit_tokenizer(
         fitted, settings, validation=valid, checkpoint=checkpoint, device=device, progress=progress
@@ -107,8 +114,8 @@ _MAC = sys.platform == "darwin"
 """Where the system counts memory in bytes."""
 
 
-def _references(studies: Sequence[Study], split: pd.DataFrame, role: str) -> list[Reference]:
-    """Cells of a role as the fit takes them; conditions do not matter to a tokenizer."""
+def _references(studies: Sequence[Study], split: pd.DataFrame, role: str, control: Sequence[str]) -> list[Reference]:
+    """Cells of a role as the fit takes them."""
     chosen = [study.take(splits.rows_of(split, study, role)) for study in studies]
     return [
         Reference(
@@ -119,7 +126,7 @@ def _references(studies: Sequence[Study], split: pd.DataFrame, role: str) -> lis
             library_size=each.library_size,
             given=each.given,
             labels=each.label_N,
-            conditions=np.full(len(each), "", dtype=object),
+            conditions=np.where(np.isin(each.condition_N, list(control)), "", each.condition_N),
             ontology_ids={},
         )
         for each in chosen

@@ -1,15 +1,17 @@
 """Partners: cells of different files that are each other's nearest neighbours, taken to be of one kind.
 
 Chemistry, depth and laboratory shift all cells of a file alike; what is left after each gene is standardised within its
-file is shared biology. For two files, the leading singular vectors of the product of their standardised matrices put
-both in one space (canonical correlation with the identity for both covariances), where mutual nearest neighbours are
-found.
+file is shared biology. What a perturbation does is biology, too: control cells have partners among control cells,
+perturbed ones among those perturbed alike. For two files, the leading singular vectors of the product of their
+standardised matrices put both in one space (canonical correlation with the identity for both covariances), where mutual
+nearest neighbours are found.
 
 Sources: mutual nearest neighbours between batches (Haghverdi et al., Nature Biotechnology 2018), the joint space
 (Butler et al., Nature Biotechnology 2018).
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import scipy.sparse as sp
@@ -48,19 +50,22 @@ def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
     log1p = log1p_normalise(cells.counts, cells.library_size)
     rng = np.random.default_rng(seed)
     files = len(cells.measured_FG)
-    chosen = []
-    for file in range(files):
-        rows = np.flatnonzero(cells.file_N == file)
-        chosen.append(np.sort(rng.permutation(rows)[:MOST_CELLS]))
+    chosen: list[dict[str, np.ndarray]] = [{} for _ in range(files)]
+    for file, condition in product(range(files), sorted(set(cells.condition_N))):
+        rows = np.flatnonzero((cells.file_N == file) & (cells.condition_N == condition))
+        if len(rows) > 1:
+            chosen[file][condition] = np.sort(rng.permutation(rows)[:MOST_CELLS])
     ones, others = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for one in range(files):
-        for other in {(one + step) % files for step in range(1, MOST_FILES + 1)} - {one}:
+        for other in sorted({(one + step) % files for step in range(1, MOST_FILES + 1)} - {one}):
             both_G = np.flatnonzero(cells.measured_FG[one] & cells.measured_FG[other])
             if (other < one and (one - other) % files <= MOST_FILES) or len(both_G) < LEAST_GENES:
                 continue  # done from the other's side, or nothing to compare by
-            a, b = _mutual(*(_standardised(log1p[chosen[file]][:, both_G]) for file in (one, other)))
-            ones.append(chosen[one][a])
-            others.append(chosen[other][b])
+            for condition in sorted(chosen[one].keys() & chosen[other].keys()):
+                rows = chosen[one][condition], chosen[other][condition]
+                a, b = _mutual(*(_standardised(log1p[each][:, both_G]) for each in rows))
+                ones.append(rows[0][a])
+                others.append(rows[1][b])
     first, second = np.concatenate([*ones, *others]), np.concatenate([*others, *ones])
     order = np.argsort(first, kind="stable")
     pointers = np.concatenate(([0], np.cumsum(np.bincount(first, minlength=len(cells.file_N)))))
@@ -79,13 +84,13 @@ def _mutual(one_NG: np.ndarray, other_NG: np.ndarray) -> tuple[np.ndarray, np.nd
     neighbours = min(NEIGHBOURS, *shape)
     if k < 1:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    product = LinearOperator(
+    joint = LinearOperator(
         shape,
         matvec=lambda v: one_NG @ (other_NG.T @ v),
         rmatvec=lambda v: other_NG @ (one_NG.T @ v),
         dtype=np.float32,
     )
-    u, s, vt = svds(product, k=k, v0=np.ones(min(shape), dtype=np.float32), return_singular_vectors=True)
+    u, s, vt = svds(joint, k=k, v0=np.ones(min(shape), dtype=np.float32), return_singular_vectors=True)
     both = []
     for vectors in (u * np.sqrt(s), vt.T * np.sqrt(s)):
         both.append(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))

@@ -39,17 +39,19 @@ int64_t total_rows(const Sparse<Index, Count>& rows, const uint8_t* known, int64
         for (int64_t e = 0; e < stored; ++e) outside += (indices[e] < 0) | (int64_t(indices[e]) >= columns);
         wrong += bad + outside;
         // Whole numbers up to 2^24, at most 2^29 of them: exact in 53 bits, in any order.
-        double sum = 0;
+        // Eight sums, so that no addition waits for the one before.
+        double part[8] = {}, sum = 0;
+        int64_t e = 0;
         if (!known) {
-            double part[8] = {};
-            int64_t e = 0;
             for (; e + 8 <= stored; e += 8)
                 for (int i = 0; i < 8; ++i) part[i] += double(data[e + i]);
             for (; e < stored; ++e) sum += double(data[e]);
-            for (const double each : part) sum += each;
         } else if (!outside) {
-            for (int64_t e = 0; e < stored; ++e) sum += known[indices[e]] ? double(data[e]) : 0.0;
+            for (; e + 8 <= stored; e += 8)
+                for (int i = 0; i < 8; ++i) part[i] += known[indices[e + i]] ? double(data[e + i]) : 0.0;
+            for (; e < stored; ++e) sum += known[indices[e]] ? double(data[e]) : 0.0;
         }
+        for (const double each : part) sum += each;
         total[n] = sum;
     }
     return wrong;

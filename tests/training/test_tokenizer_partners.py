@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,6 +81,17 @@ def test_a_kind_of_one_file_alone_has_few_partners():
     one, _ = pairs(find_partners(cells, seed=0))
     share = [np.isin(np.flatnonzero(cells.label_N == kind), one).mean() for kind in range(4)]
     assert share[3] < 0.5 < min(share[:3])
+
+
+def test_perturbed_cells_have_partners_among_those_perturbed_alike(three):
+    """Never a control cell of another study, however near: the response would be pulled away."""
+    perturbed = np.arange(len(three.file_N)) % 2 == 0
+    perturbed &= three.file_N != 2
+    cells = replace(three, condition_N=np.where(perturbed, "drug", "").astype(object))
+    one, other = pairs(find_partners(cells, seed=0))
+    assert (perturbed[one] == perturbed[other]).all()
+    assert np.mean(perturbed[one]) > 0.1
+    assert not set(three.file_N[other[perturbed[one]]]) & {2}
 
 
 def test_draws_come_from_the_partners(three):

@@ -1,0 +1,284 @@
+"""From files to codes: `rvqa encode` against only reading, against its own CPU time, and against scanpy and a model.
+
+python -m bench.atlas --tokenizer DIR [--cells 200000] [--large 1000000] [--folder DIR] [--json]
+
+The atlas is made of the real cells of four files of RVQA_DATA_DIR (union of their genes), resampled: each cell is one
+of them, one in five the sum of two, every count kept with a probability between 1/2 and 1. It is written part by part
+as .h5ad (gzip, and uncompressed) and as sharded .zarr into the folder (kept there; several GB).
+
+efficiency          max(wall of only reading with the same reader and threads, CPU seconds / cores) / wall of the whole
+share_of_read_speed wall of only reading / wall of the whole
+peak_memory_gib     of a process that encodes the --large atlas; memory_growth: that over the same for a tenth of it
+ratio_scanpy_*      cells per second over: AnnData backed, normalize_total, log1p, the model's layers densely, its
+                    codebooks by torch.cdist; on 8,192 cells
+
+Codes of the first cells are compared with those of `rvqa.encode` in memory before anything is timed; those of the rival
+differ here and there (`same_as_rival`): it rounds on the way, and normalises by what is stored.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+import rvqa
+from rvqa.atlas.run import Encoder, Settings, encode_files
+from rvqa.genes import GeneAxis, align, map_columns
+from rvqa.tokenizer import CellTokenizer, PanelEncoder
+
+FILES = ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k", "zheng2017_sorted_pbmc_3500", "tian2019_lung_cancer_lines")
+FORMATS = ("gzip.h5ad", "plain.h5ad", "sharded.zarr")
+RIVAL_CELLS = 8_192
+
+
+def base_cells() -> tuple[sp.csr_matrix, GeneAxis]:
+    """Real cells of four studies on the union of their genes."""
+    folder = Path(os.environ.get("RVQA_DATA_DIR", "../shared/data"))
+    files = [anndata.read_h5ad(folder / f"{name}.h5ad") for name in FILES]
+    axis = GeneAxis.union([GeneAxis.from_adata(each) for each in files])
+    return sp.vstack([map_columns(each.X, align(each, axis)) for each in files], format="csr"), axis
+
+
+def resampled(base: sp.csr_matrix, cells: int, seed: int = 0, block: int = 10_000) -> Iterator[sp.csr_matrix]:
+    """Blocks of cells made of real ones; the first n cells are the same however many are made."""
+    for start in range(0, cells, block):
+        rng = np.random.default_rng([seed, start])
+        made = base[rng.integers(base.shape[0], size=block)]
+        second = (
+            sp.diags_array((rng.random(block) < 0.2).astype(np.float32)) @ base[rng.integers(base.shape[0], size=block)]
+        )
+        made = sp.csr_matrix(made + second)
+        keep = np.repeat(rng.uniform(0.5, 1.0, block), np.diff(made.indptr))
+        single = made.data == 1
+        made.data[single] = rng.random(single.sum()) < keep[single]
+        made.data[~single] = rng.binomial(made.data[~single].astype(np.int64), keep[~single])
+        made.eliminate_zeros()
+        yield made[: min(block, cells - start)]
+
+
+def make(path: Path, cells: int, base: sp.csr_matrix, axis: GeneAxis) -> None:
+    """Write an atlas, part by part."""
+    if path.exists():
+        return
+    import zarr
+
+    scratch = path.with_name(f"making-{path.name}")
+    var = pd.DataFrame({"gene_symbol": axis.symbols, "ensembl_id": axis.ensembl_ids}, index=list(axis.symbols))
+    empty = anndata.AnnData(sp.csr_matrix((0, len(axis)), dtype=np.float32), var=var)
+    anndata.settings.zarr_write_format = 3
+    empty.write_h5ad(scratch) if path.suffix == ".h5ad" else empty.write_zarr(scratch)
+    file: Any = h5py.File(scratch, "r+") if path.suffix == ".h5ad" else zarr.open_group(scratch, mode="r+")
+    x, obs = file["X"], file["obs"]
+    arrays: dict[str, Any] = {}
+    for name, dtype in (("data", "float32"), ("indices", "int32"), ("indptr", "int64")):
+        del x[name]
+        if path.suffix == ".zarr":
+            arrays[name] = x.create_array(name, shape=(0,), dtype=dtype, chunks=(131_072,), shards=(16 * 131_072,))
+        else:
+            packed = {"compression": "gzip", "compression_opts": 4} if "gzip" in path.name else {}
+            arrays[name] = x.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(65_536,), **packed)
+
+    def append(name: str, values: np.ndarray) -> None:
+        size = arrays[name].shape[0]
+        arrays[name].resize((size + len(values),))
+        arrays[name][size:] = values
+
+    entries = 0
+    append("indptr", np.zeros(1, np.int64))
+    for block in resampled(base, cells):
+        append("data", block.data)
+        append("indices", block.indices.astype(np.int32))
+        append("indptr", block.indptr[1:].astype(np.int64) + entries)
+        entries += block.nnz
+    x.attrs["shape"] = np.array([cells, len(axis)]) if path.suffix == ".h5ad" else [cells, len(axis)]
+    index = obs.attrs["_index"]
+    del obs[index]
+    anndata.io.write_elem(obs, index, np.array([f"cell{i}" for i in range(cells)], dtype=object))
+    if path.suffix == ".h5ad":
+        file.close()
+    else:
+        zarr.consolidate_metadata(scratch)
+    scratch.rename(path)
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def only_read(path: Path, tokenizer: CellTokenizer, threads: int, folder: Path) -> None:
+    """All rows of a file through the reader of `rvqa encode`, in as many threads, and nothing else."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    encoder = Encoder([path], tokenizer, Settings(), scratch=folder, say=print)
+    blocks = [block for task in encoder.tasks() for block in encoder.blocks(task)]
+    with ThreadPoolExecutor(threads) as pool:
+        for task in encoder.tasks():
+            encoder.table(task)
+        for _ in pool.map(lambda block: len(encoder.sources[0].matrix.rows(*block).data), blocks):
+            pass
+
+
+def stages(run: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds of a run by stage, all threads together."""
+    from rvqa.atlas import matrices
+    from rvqa.kernels import ops
+
+    spent: dict[str, float] = {}
+    places: list[tuple[Any, str, str]] = [
+        (matrices.Compressed, "rows", "read"),
+        (ops, "csr_totals", "check"),
+        (PanelEncoder, "latent", "project"),
+        (ops, "residual_quantize", "quantize"),
+    ]
+    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+
+    def measured(original: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return original(*args, **named)
+            finally:
+                spent[stage] = spent.get(stage, 0.0) + time.thread_time() - began
+
+        return call
+
+    for owner, name, stage in places:
+        setattr(owner, name, measured(getattr(owner, name), stage))
+    try:
+        _, cpu = timed(run)
+    finally:
+        for owner, name, original in kept:
+            setattr(owner, name, original)
+    return spent | {"rest": cpu - sum(spent.values())}
+
+
+def rival(path: Path, tokenizer: CellTokenizer, cells: int) -> tuple[float, np.ndarray]:
+    """Seconds and codes the usual way: backed AnnData, scanpy, dense layers, torch.cdist."""
+    import scanpy
+
+    began = time.perf_counter()
+    adata = anndata.experimental.read_lazy(path) if path.suffix == ".zarr" else anndata.read_h5ad(path, backed="r")
+    alignment = align(adata.var if isinstance(adata.var, pd.DataFrame) else adata.var.to_memory(), tokenizer.axis)
+    measured = torch.from_numpy(alignment.measured)
+    codes = []
+    with torch.inference_mode():
+        for start in range(0, cells, 2_048):
+            part = adata[start : start + 2_048].to_memory()
+            scanpy.pp.normalize_total(part, target_sum=1e4)
+            scanpy.pp.log1p(part)
+            dense = torch.from_numpy(map_columns(part.X, alignment).toarray())
+            residual = tokenizer.encode_dense(tokenizer.standardise(dense, measured))
+            levels = []
+            for codebook_KD in tokenizer.codebooks_MKD:
+                levels.append(torch.cdist(residual, codebook_KD).argmin(1))
+                residual = residual - codebook_KD[levels[-1]]
+            codes.append(torch.stack(levels, 1).to(torch.uint8).numpy())
+    return time.perf_counter() - began, np.concatenate(codes)[:cells]
+
+
+def in_memory(path: Path, tokenizer: CellTokenizer) -> np.ndarray:
+    """Codes of the first cells by `rvqa.encode`."""
+    read = anndata.experimental.read_lazy if path.suffix == ".zarr" else anndata.read_h5ad
+    adata = (read(path) if path.suffix == ".zarr" else read(path, backed="r"))[:RIVAL_CELLS].to_memory()
+    rvqa.encode(adata, tokenizer)
+    return adata.obsm["rvqa_codes"]
+
+
+def peak(path: Path, tokenizer: Path, out: Path, threads: int) -> float:
+    """GiB that a process of its own takes at most."""
+    code = (
+        "import sys, resource; from pathlib import Path; from rvqa.atlas.run import Settings, encode_files;"
+        "from rvqa.tokenizer import CellTokenizer;"
+        "encode_files(Path(sys.argv[2]), CellTokenizer.from_pretrained(sys.argv[1]), Path(sys.argv[3]),"
+        "settings=Settings(), threads=int(sys.argv[4]), force=True);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tokenizer, path, out, str(threads)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout) / 2**20
+
+
+def main() -> None:
+    """Run the bench."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--cells", type=int, default=200_000)
+    parser.add_argument("--large", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, default=Path("atlas-bench"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    tokenizer = CellTokenizer.from_pretrained(given.tokenizer)
+    base, axis = base_cells()
+    result: dict[str, Any] = {"cells": given.cells, "genes": len(axis), "threads": threads}
+    for form in FORMATS:
+        path = given.folder / f"{given.cells}-{form}"
+        make(path, given.cells, base, axis)
+        out = given.folder / "codes.rvq"
+
+        def whole(path: Path = path, out: Path = out) -> None:
+            encode_files(path, tokenizer, out, settings=Settings(), threads=threads, force=True)
+
+        _, codes = rival(path, tokenizer, RIVAL_CELLS)
+        whole()
+        found = rvqa.open_codes(out)[:RIVAL_CELLS]
+        if not np.array_equal(found, in_memory(path, tokenizer)):
+            raise SystemExit(f"{form}: other codes than in memory")
+        same = float((found == codes).all(1).mean())
+        rows = []
+        for _ in range(given.rounds):
+            read, _cpu = timed(lambda path=path: only_read(path, tokenizer, threads, given.folder))  # type: ignore[misc]
+            wall, cpu = timed(whole)
+            other, _codes = rival(path, tokenizer, RIVAL_CELLS)
+            rate = given.cells / wall
+            rows.append((max(read, cpu / threads) / wall, read / wall, rate * other / RIVAL_CELLS, rate, wall))
+        efficiency, share, ratio, rate, wall = np.median(np.array(rows), axis=0).tolist()
+        spent = stages(whole)
+        result[form] = {
+            "efficiency": efficiency,
+            "share_of_read_speed": share,
+            "ratio_scanpy": ratio,
+            "cells_per_second": rate,
+            "seconds": wall,
+            "same_as_rival": same,
+            "stages": {name: each / sum(spent.values()) for name, each in spent.items()},
+            "bytes": sum(f.stat().st_size for f in path.rglob("*")) if path.is_dir() else path.stat().st_size,
+        }
+        if not given.json:
+            print(form, json.dumps(result[form]), flush=True)
+    sizes = {}
+    for cells in (given.large // 10, given.large):
+        path = given.folder / f"{cells}-plain.h5ad"
+        make(path, cells, base, axis)
+        sizes[cells] = peak(path, given.tokenizer, given.folder / "large.rvq", threads)
+    result["figures"] = {
+        "efficiency": min(result[form]["efficiency"] for form in FORMATS),
+        "share_of_read_speed": min(result[form]["share_of_read_speed"] for form in FORMATS),
+        "peak_memory_gib": sizes[given.large],
+        "memory_growth": sizes[given.large] / sizes[given.large // 10],
+        "ratio_scanpy_uncompressed": min(result[form]["ratio_scanpy"] for form in FORMATS[1:]),
+        "ratio_scanpy_gzip": result[FORMATS[0]]["ratio_scanpy"],
+    }
+    print(json.dumps(result if given.json else result["figures"], indent=None if given.json else 1))
+
+
+if __name__ == "__main__":
+    main()
