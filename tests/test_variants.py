@@ -23,8 +23,16 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tables(ref_dir):
+    """The table of aliases for all of this file: names are made from it, and it tells the depth."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RVQA_REF_DIR", str(ref_dir))
+        yield
+
+
 @pytest.fixture(scope="module")
-def cells(read, data_file, pbmc_tokenizer) -> AnnData:
+def cells(read, data_file, pbmc_tokenizer, tables) -> AnnData:
     """Some 80 cells of a data file, evenly spaced, with their genes; not to be changed.
 
     Without the few genes whose name is an alias of a gene of the model's axis, and the name of one that the fit knows
@@ -196,8 +204,7 @@ def renamed(cells: AnnData, names, **columns) -> AnnData:
 
 
 @pytest.mark.parametrize("kind", ["symbols", "ids", "versions", "aliases", "mixed"])
-def test_names(cells, codes, pbmc_tokenizer, names, kind, ref_dir, monkeypatch):
-    monkeypatch.setenv("RVQA_REF_DIR", str(ref_dir))
+def test_names(cells, codes, pbmc_tokenizer, names, kind):
     np.testing.assert_array_equal(codes_of(renamed(cells, names[kind]), pbmc_tokenizer), codes)
 
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <type_traits>
 
 #include "cpu/pool.h"
@@ -29,6 +30,9 @@ bool whole(Count value) {
 template <class Index, class Count>
 int64_t total_rows(const Sparse<Index, Count>& rows, const uint8_t* known, int64_t columns, int64_t begin, int64_t end,
                    double* total) {
+    using Unsigned = std::make_unsigned_t<Index>;
+    const Unsigned last = Unsigned(std::min<int64_t>(columns - 1, std::numeric_limits<Index>::max()));
+    const bool none = columns == 0;
     int64_t wrong = 0;
     for (int64_t n = begin; n < end; ++n) {
         const int64_t first = rows.indptr[n], stored = rows.indptr[n + 1] - first;
@@ -36,7 +40,7 @@ int64_t total_rows(const Sparse<Index, Count>& rows, const uint8_t* known, int64
         const Index* indices = rows.indices + first;
         int32_t bad = 0, outside = 0;
         for (int64_t e = 0; e < stored; ++e) bad += !whole(data[e]);
-        for (int64_t e = 0; e < stored; ++e) outside += (indices[e] < 0) | (int64_t(indices[e]) >= columns);
+        for (int64_t e = 0; e < stored; ++e) outside += none | (Unsigned(indices[e]) > last);  // negative ones are large
         wrong += bad + outside;
         // Whole numbers up to 2^24, at most 2^29 of them: exact in 53 bits, in any order.
         // Eight sums, so that no addition waits for the one before.

@@ -113,7 +113,7 @@ def _encode(
     encoder = _opened(tokenizer, files, settings)
     here = compute_kind(encoder.tokenizer)
     if here != dict(kind):
-        different = {name: (here[name], value) for name, value in kind if here.get(name) != value}
+        different = {name: (here.get(name), value) for name, value in kind if here.get(name) != value}
         raise InputError(
             f"A worker computes in another way than the run: {different} (worker, run). Give all one installation, "
             "or the same RVQA_BACKEND and RVQA_ISA."

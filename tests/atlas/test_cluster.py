@@ -55,12 +55,12 @@ def test_a_lost_worker_costs_its_tasks_only(client, path, right, pbmc_tokenizer,
 
 def test_a_worker_of_another_kind_is_refused(client, path, pbmc_tokenizer, tmp_path):
     client.wait_for_workers(2)
-    client.run(os.environ.__setitem__, "RVQA_BACKEND", "reference")
+    client.run(lambda: __import__("os").environ.update(RVQA_BACKEND="reference"))
     try:
         with pytest.raises(InputError, match=r"computes in another way than the run.*reference"):
-            encode_files(path, pbmc_tokenizer, tmp_path / "a.rvq", settings=Settings(), cluster=client)
+            encode_files(path, pbmc_tokenizer, tmp_path / "a.rvq", settings=Settings(cells=60), cluster=client)
     finally:
-        client.run(os.environ.pop, "RVQA_BACKEND", None)  # a worker started anew has none
+        client.run(lambda: __import__("os").environ.pop("RVQA_BACKEND", None))  # a worker started anew has none
     assert not (tmp_path / "a.rvq").exists()
 
 

@@ -115,6 +115,12 @@ def test_wrong_arguments(change, message):
         ops.csr_totals(*given.values(), columns=7, known=known)
 
 
+def test_a_matrix_without_columns(backend):
+    entries = torch.zeros(2, dtype=torch.int32), torch.ones(2)
+    for known in (None, torch.zeros(0, dtype=torch.bool)):
+        assert ops.csr_totals(torch.tensor([0, 2]), *entries, columns=0, known=known)[1] == 2
+
+
 def test_no_rows_and_empty_rows(backend):
     none = torch.zeros(0, dtype=torch.int32), torch.zeros(0)
     assert ops.csr_totals(torch.tensor([0]), *none, columns=5)[0].tolist() == []
