@@ -62,10 +62,10 @@ def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
             if (other < one and (one - other) % files <= MOST_FILES) or len(both_G) < LEAST_GENES:
                 continue  # done from the other's side, or nothing to compare by
             for condition in sorted(chosen[one].keys() & chosen[other].keys()):
-                rows = chosen[one][condition], chosen[other][condition]
-                a, b = _mutual(*(_standardised(log1p[each][:, both_G]) for each in rows))
-                ones.append(rows[0][a])
-                others.append(rows[1][b])
+                own_N, their_N = chosen[one][condition], chosen[other][condition]
+                a, b = _mutual(*(_standardised(log1p[each][:, both_G]) for each in (own_N, their_N)))
+                ones.append(own_N[a])
+                others.append(their_N[b])
     first, second = np.concatenate([*ones, *others]), np.concatenate([*others, *ones])
     order = np.argsort(first, kind="stable")
     pointers = np.concatenate(([0], np.cumsum(np.bincount(first, minlength=len(cells.file_N)))))
