@@ -145,13 +145,7 @@ def csr_project(
     N = indptr.shape[0] - 1
     hidden_NH = torch.empty(N, H, dtype=torch.float32)
     valid = _native.csr_project(
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        _NAMES[indices.dtype],
-        data.data_ptr(),
-        _NAMES[data.dtype],
-        data.shape[0],
-        N,
+        *_rows(indptr, indices, data),
         W_GH.data_ptr(),
         bias_H.data_ptr(),
         G,
@@ -176,19 +170,19 @@ def csr_totals(
     N = indptr.shape[0] - 1
     total_N = torch.empty(N, dtype=torch.float64)
     wrong = _native.csr_totals(
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        _NAMES[indices.dtype],
-        data.data_ptr(),
-        _NAMES[data.dtype],
-        data.shape[0],
-        N,
+        *_rows(indptr, indices, data),
         0 if known_C is None else known_C.data_ptr(),
         columns,
         torch.get_num_threads(),
         total_N.data_ptr(),
     )
     return total_N, wrong
+
+
+def _rows(indptr: Tensor, indices: Tensor, data: Tensor) -> tuple[int | str, ...]:
+    """Rows of a CSR matrix as the native module takes them: addresses, dtypes, numbers of entries and of rows."""
+    names = _NAMES[indices.dtype], _NAMES[data.dtype]
+    return indptr.data_ptr(), indices.data_ptr(), names[0], data.data_ptr(), names[1], len(data), len(indptr) - 1
 
 
 def _packed(tables: tuple[Tensor, Tensor]) -> Tensor:

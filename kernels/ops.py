@@ -291,9 +291,7 @@ def csr_project(
         A `ValueError`: wrong dtype or shape, pointers or columns out of range, counts that are negative or not finite,
         or a library size that is negative, not finite, or 0 in a row with counts.
     """
-    checks.require_dtype("indptr", indptr, _INDEX_DTYPES)
-    checks.require_dtype("indices", indices, _INDEX_DTYPES)
-    checks.require_dtype("data", data, _COUNT_DTYPES)
+    _require_row_dtypes(indptr, indices, data)
     checks.require_dtype("weight", weight, (torch.float32,))
     checks.require_dtype("bias", bias, (torch.float32,))
     tensors = {"indptr": indptr, "indices": indices, "data": data, "bias": bias}
@@ -309,11 +307,7 @@ def csr_project(
             raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected one axis")
     if weight.ndim != 2 or bias.shape[0] != weight.shape[1]:
         raise InputError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit as [G, H] and [H]")
-    if indptr.shape[0] < 1 or indices.shape != data.shape:
-        raise InputError(
-            f"indptr {tuple(indptr.shape)}, indices {tuple(indices.shape)}, data {tuple(data.shape)} are not the parts "
-            "of one CSR matrix; expected [N + 1], [E] and [E]"
-        )
+    _require_one_matrix(indptr, indices, data)
     if library_size is not None and library_size.shape[0] != indptr.shape[0] - 1:
         raise InputError(f"library_size has {library_size.shape[0]} entries for {indptr.shape[0] - 1} rows")
     if not 0 < target_sum <= checks.MAX_COUNT:
@@ -350,14 +344,8 @@ def csr_totals(
     rvqa.errors.InputError
         A `ValueError`: wrong dtype or shape, or row pointers out of range.
     """
-    checks.require_dtype("indptr", indptr, _INDEX_DTYPES)
-    checks.require_dtype("indices", indices, _INDEX_DTYPES)
-    checks.require_dtype("data", data, _COUNT_DTYPES)
-    if indptr.ndim != 1 or indptr.shape[0] < 1 or indices.ndim != 1 or indices.shape != data.shape:
-        raise InputError(
-            f"indptr {tuple(indptr.shape)}, indices {tuple(indices.shape)}, data {tuple(data.shape)} are not the parts "
-            "of one CSR matrix; expected [N + 1], [E] and [E]"
-        )
+    _require_row_dtypes(indptr, indices, data)
+    _require_one_matrix(indptr, indices, data)
     if known is not None:
         checks.require_dtype("known", known, (torch.bool,))
         if known.shape != (columns,):
@@ -528,6 +516,20 @@ def _require_codes_of(codes: Tensor, tables: Tables) -> None:
     if codes.ndim != 2 or not 1 <= codes.shape[1] <= M:
         raise InputError(f"codes have shape {tuple(codes.shape)}; expected [N, levels] with 1 to {M} levels")
     checks.require_device("codes", codes, tables.codebooks_MKD)
+
+
+def _require_row_dtypes(indptr: Tensor, indices: Tensor, data: Tensor) -> None:
+    checks.require_dtype("indptr", indptr, _INDEX_DTYPES)
+    checks.require_dtype("indices", indices, _INDEX_DTYPES)
+    checks.require_dtype("data", data, _COUNT_DTYPES)
+
+
+def _require_one_matrix(indptr: Tensor, indices: Tensor, data: Tensor) -> None:
+    if indptr.ndim != 1 or indptr.shape[0] < 1 or indices.ndim != 1 or indices.shape != data.shape:
+        raise InputError(
+            f"indptr {tuple(indptr.shape)}, indices {tuple(indices.shape)}, data {tuple(data.shape)} are not the parts "
+            "of one CSR matrix; expected [N + 1], [E] and [E]"
+        )
 
 
 def _level_count(levels: int | None, available: int) -> int:

@@ -181,10 +181,6 @@ def evaluate_tokenizer(
         print(text(result))
 
 
-_IN_MEMORY = 2**30
-"""Bytes of an .h5ad file up to which `encode` to .h5ad reads it whole, which says best what is wrong with one."""
-
-
 @app.command()
 def encode(
     cells: Annotated[
@@ -213,12 +209,12 @@ def encode(
 ) -> None:
     """Tokenize cells, of files of any size; a stopped run goes on where it was."""
     import rvqa
-    from rvqa.files import read_h5ad, require_writable, write_h5ad
+    from rvqa.files import DIAGNOSED, read_h5ad, require_writable, write_h5ad
 
     alone = len(cells) == 1 and output.suffix == ".h5ad" and not (in_place or scheduler or obs)
     if (recover or recon_error) and not alone:
         raise InputError("--recover and --recon-error are for one .h5ad file that fits in memory, to .h5ad.")
-    small = not os.path.isfile(cells[0]) or os.path.getsize(cells[0]) <= _IN_MEMORY
+    small = not os.path.isfile(cells[0]) or os.path.getsize(cells[0]) <= DIAGNOSED
     if alone and (recover or recon_error or small):
         require_writable(output, force=force, inputs=[cells[0]])
         adata, loaded = read_h5ad(cells[0]), rvqa.load(model)

@@ -22,6 +22,9 @@ from rvqa.obs import nearest
 written: list[Path] = []
 """Outputs that stand complete under their final names, in this process."""
 
+DIAGNOSED = 2**30
+"""Bytes of an .h5ad file up to which it is read whole where that helps to say what is wrong with it."""
+
 _REFUSED = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",

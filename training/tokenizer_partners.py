@@ -47,9 +47,11 @@ class Partners:
 
 def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
     """Mutual nearest neighbours among the files of a fit; none where there is one file."""
+    files = len(cells.measured_FG)
+    if files == 1:
+        return Partners(np.zeros(len(cells.file_N) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
     log1p = log1p_normalise(cells.counts, cells.library_size)
     rng = np.random.default_rng(seed)
-    files = len(cells.measured_FG)
     chosen: list[dict[str, np.ndarray]] = [{} for _ in range(files)]
     for file, condition in product(range(files), sorted(set(cells.condition_N))):
         rows = np.flatnonzero((cells.file_N == file) & (cells.condition_N == condition))

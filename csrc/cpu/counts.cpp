@@ -76,14 +76,6 @@ int64_t csr_totals(const Sparse<Index, Count>& rows, const uint8_t* known, int64
 
 #define RVQA_INSTANTIATE(Index, Count) \
     template int64_t csr_totals(const Sparse<Index, Count>&, const uint8_t*, int64_t, int, double*);
-#define RVQA_INSTANTIATE_COUNTS(Index) \
-    RVQA_INSTANTIATE(Index, float)     \
-    RVQA_INSTANTIATE(Index, double)    \
-    RVQA_INSTANTIATE(Index, int32_t)   \
-    RVQA_INSTANTIATE(Index, uint32_t)  \
-    RVQA_INSTANTIATE(Index, uint16_t)  \
-    RVQA_INSTANTIATE(Index, uint8_t)
-RVQA_INSTANTIATE_COUNTS(int32_t)
-RVQA_INSTANTIATE_COUNTS(int64_t)
+RVQA_EACH_ROWS(RVQA_INSTANTIATE)
 
 }  // namespace rvqa

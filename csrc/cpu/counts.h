@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/project.h"
+#include "cpu/sparse.h"
 
 namespace rvqa {
 

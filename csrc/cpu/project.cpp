@@ -210,14 +210,6 @@ bool csr_project(const Sparse<Index, Count>& rows, const Projection& p, int thre
 }
 
 #define RVQA_INSTANTIATE(Index, Count) template bool csr_project(const Sparse<Index, Count>&, const Projection&, int, float*);
-#define RVQA_INSTANTIATE_COUNTS(Index) \
-    RVQA_INSTANTIATE(Index, float)     \
-    RVQA_INSTANTIATE(Index, double)    \
-    RVQA_INSTANTIATE(Index, int32_t)   \
-    RVQA_INSTANTIATE(Index, uint32_t)  \
-    RVQA_INSTANTIATE(Index, uint16_t)  \
-    RVQA_INSTANTIATE(Index, uint8_t)
-RVQA_INSTANTIATE_COUNTS(int32_t)
-RVQA_INSTANTIATE_COUNTS(int64_t)
+RVQA_EACH_ROWS(RVQA_INSTANTIATE)
 
 }  // namespace rvqa

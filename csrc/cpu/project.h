@@ -7,16 +7,9 @@
 
 #include <cstdint>
 
-namespace rvqa {
+#include "cpu/sparse.h"
 
-// Rows of a CSR matrix; indptr[N + 1] holds positions in indices and data, which have E entries.
-template <class Index, class Count>
-struct Sparse {
-    const int64_t* indptr;
-    const Index* indices;
-    const Count* data;
-    int64_t E, N;
-};
+namespace rvqa {
 
 struct Projection {
     const float* W;             // [G, H], G <= 2^24

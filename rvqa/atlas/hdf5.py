@@ -109,13 +109,7 @@ class Dataset1D:
             done += read
 
 
-def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
-    """Rows of a dataset of two axes, through h5py."""
-    with _LOCK:
-        return dataset[start:stop]
-
-
 def read_slice(dataset: Any, start: int, stop: int) -> np.ndarray:
-    """Elements of any dataset of one axis, such as names, through h5py."""
+    """Part of any dataset along its first axis, such as names or dense rows, through h5py."""
     with _LOCK:
         return dataset[start:stop]

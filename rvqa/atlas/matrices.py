@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from rvqa.atlas.hdf5 import Dataset1D, read_rows
+from rvqa.atlas.hdf5 import Dataset1D, read_slice
 from rvqa.counts import canonical_csr
 from rvqa.errors import InputError
 
@@ -125,7 +125,7 @@ def of_hdf5(stored: h5py.Group | h5py.Dataset) -> Matrix | None:
     if isinstance(stored, h5py.Dataset):
         if stored.ndim != 2:
             raise InputError(f"{stored.name} has {stored.ndim} axes; expected cells by genes.")
-        return Dense(lambda start, stop: read_rows(stored, start, stop), tuple(stored.shape))
+        return Dense(lambda start, stop: read_slice(stored, start, stop), tuple(stored.shape))
     shape = _sparse_shape(stored)
     if shape is None:
         return None

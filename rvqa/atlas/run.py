@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from torch import Tensor
@@ -32,16 +34,14 @@ from rvqa.atlas import rvq
 from rvqa.atlas.matrices import Rows
 from rvqa.atlas.sources import Given, Source, expand, open_source
 from rvqa.errors import InputError, about
-from rvqa.files import read_h5ad, whole_file, writing
+from rvqa.files import DIAGNOSED, read_h5ad, whole_file, writing
 from rvqa.genes import align, match_columns, refuse_transposed
 from rvqa.kernels import ops, registry
+from rvqa.obs import total_counts
 from rvqa.tokenizer import CellTokenizer
 
 CELLS = 65_536
 """Cells of a task."""
-
-DIAGNOSED = 2**30
-"""Bytes up to which a refused file is read again as a whole, to say better what is wrong with it."""
 
 _COUNTS = {np.dtype(kind) for kind in (np.float32, np.float64, np.int32, np.uint8, np.uint16, np.uint32)}
 
@@ -136,7 +136,7 @@ class Encoder:
                 self._refuse(source, rows, start, stop)
             depth_N = total_N / ready.panel
             if (key := self.settings.library_size_key) is not None:
-                depth_N = torch.from_numpy(self._given_depth(source, key, rows, start, stop))
+                depth_N = torch.from_numpy(self._given_depth(source, key, total_N.numpy(), start, stop))
             return ready.encoder.codes(indptr, indices, data, depth_N)
 
     def table(self, task: Task) -> pa.Table:
@@ -148,14 +148,13 @@ class Encoder:
                 columns[key] = _storable(source.column(key, task.start, task.stop))
         return pa.table({name: pa.array(values) for name, values in columns.items()})
 
-    def _given_depth(self, source: Source, key: str, rows: Rows, start: int, stop: int) -> np.ndarray:
-        adata = self._as_anndata(source, rows, start, stop)
-        adata.obs[key] = source.column(key, start, stop)
-        return counting.library_size(adata, counting.canonical_csr(adata.X), key=key)
+    def _given_depth(self, source: Source, key: str, stored_N: np.ndarray, start: int, stop: int) -> np.ndarray:
+        obs = pd.DataFrame({key: source.column(key, start, stop)}, index=source.column(None, start, stop).astype(str))
+        return total_counts(AnnData(obs=obs), key, stored_N)
 
     def _as_anndata(self, source: Source, rows: Rows, start: int, stop: int) -> AnnData:
         shape = (stop - start, source.matrix.shape[1])
-        counts = counting.sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape)
+        counts = sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape)
         names = source.column(None, start, stop)
         return AnnData(X=counts, obs={"name": names}, var=source.var).copy()
 

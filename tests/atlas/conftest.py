@@ -1,4 +1,4 @@
-"""Cells of nine real files stacked until they fill several tasks, a tokenizer, and files of every form."""
+"""Real cells, their codes in memory, and files of every form."""
 
 import anndata
 import h5py
