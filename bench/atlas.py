@@ -1,6 +1,6 @@
 """From files to codes: `rvqa encode` against only reading, against its own CPU time, and against scanpy and a model.
 
-python -m bench.atlas --tokenizer DIR [--cells 200000] [--large 1000000] [--folder DIR] [--json]
+python -m bench.atlas --tokenizer DIR [--cells 1000000] [--folder DIR] [--kills 20] [--beyond] [--json]
 
 The atlas is made of the real cells of four files of RVQA_DATA_DIR (union of their genes), resampled: each cell is one
 of them, one in five the sum of two, every count kept with a probability between 1/2 and 1. It is written part by part
@@ -8,12 +8,15 @@ as .h5ad (gzip, and uncompressed) and as sharded .zarr into the folder (kept the
 
 efficiency          max(wall of only reading with the same reader and threads, CPU seconds / cores) / wall of the whole
 share_of_read_speed wall of only reading / wall of the whole
-peak_memory_gib     of a process that encodes the --large atlas; memory_growth: that over the same for a tenth of it
+peak_memory_gib     of a process that encodes the uncompressed atlas; memory_growth: that over one for a tenth of it
+kills_survived      runs that were killed (SIGKILL) at a random moment and, started again, ended with the same bytes
+dask_seconds        more wall a task by one local worker of Dask than without
 ratio_scanpy_*      cells per second over: AnnData backed, normalize_total, log1p, the model's layers densely, its
                     codebooks by torch.cdist; on 8,192 cells
 
 Codes of the first cells are compared with those of `rvqa.encode` in memory before anything is timed; those of the rival
-differ here and there (`same_as_rival`): it rounds on the way, and normalises by what is stored.
+differ here and there (`same_as_rival`): it rounds on the way, and normalises by what is stored. --beyond encodes more
+than 2^31 entries (one block of cells, repeated) and compares the codes of every repetition with those of the first.
 """
 
 import argparse
@@ -218,14 +221,108 @@ def peak(path: Path, tokenizer: Path, out: Path, threads: int) -> float:
     return int(done.stdout) / 2**20
 
 
+RUN = """
+import sys
+from pathlib import Path
+from rvqa.atlas.run import Settings, encode_files
+from rvqa.tokenizer import CellTokenizer
+tokenizer = CellTokenizer.from_pretrained(sys.argv[1])
+print("ready", flush=True)
+encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=int(sys.argv[4])), threads=2)
+"""
+
+
+def survived(path: Path, tokenizer: Path, folder: Path, kills: int) -> int:
+    """How many of so many killed runs ended with the same bytes when they were started again."""
+    cells, out, whole = "8192", folder / "killed.rvq", folder / "whole.rvq"
+    whole.unlink(missing_ok=True)
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", RUN, tokenizer, path, whole, cells], check=True, capture_output=True)
+    most, expected = time.perf_counter() - began, whole.read_bytes()
+    rng, right = np.random.default_rng(0), 0
+    while kills:
+        out.unlink(missing_ok=True)
+        with subprocess.Popen([sys.executable, "-c", RUN, tokenizer, path, out, cells], stdout=subprocess.PIPE) as run:
+            assert run.stdout is not None
+            run.stdout.readline()
+            time.sleep(rng.uniform(0, 0.8 * most))
+            run.kill()
+        if run.returncode != -9:
+            continue  # it had ended
+        kills -= 1
+        if out.exists():
+            rvqa.open_codes(out, verify=True)
+        else:
+            subprocess.run([sys.executable, "-c", RUN, tokenizer, path, out, cells], check=True, capture_output=True)
+        right += out.read_bytes() == expected
+    return right
+
+
+def dask_seconds(path: Path, tokenizer: CellTokenizer, folder: Path, rounds: int) -> float:
+    """Wall a task that one local worker with as many threads takes more."""
+    from rvqa.atlas.cluster import local_cluster
+
+    threads, settings, out = torch.get_num_threads(), Settings(), folder / "dask.rvq"
+    more = []
+    with local_cluster("local", threads) as cluster:
+        for repeat in range(rounds + 1):
+            alone, _ = timed(lambda: encode_files(path, tokenizer, out, settings=settings, threads=threads, force=True))
+            one = out.read_bytes()
+            both, _ = timed(lambda: encode_files(path, tokenizer, out, settings=settings, cluster=cluster, force=True))
+            if out.read_bytes() != one:
+                raise SystemExit("Dask: other bytes")
+            if repeat:  # in the first the worker imports and opens
+                more.append(both - alone)
+    return float(np.median(more)) / -(-rvqa.open_codes(out).manifest["cells"] // settings.cells)
+
+
+def beyond(folder: Path, tokenizer: CellTokenizer, base: sp.csr_matrix, axis: GeneAxis) -> dict[str, Any]:
+    """Encode more than 2^31 entries: a block of cells, stored once a repetition."""
+    import zlib
+
+    path, block = folder / "beyond.h5ad", next(resampled(base, 3_000))
+    times = 2**31 // block.nnz + 20
+    cells = times * block.shape[0]
+    if not path.exists():
+        make(path, 0, base, axis)
+        with h5py.File(path, "r+") as file:
+            x, obs = file["X"], file["obs"]
+            for name, values in (("data", block.data), ("indices", block.indices.astype(np.int32))):
+                del x[name]
+                shape = (times * block.nnz,)
+                made = x.create_dataset(name, shape, values.dtype, chunks=(block.nnz,), compression="gzip")
+                packed = zlib.compress(values.tobytes(), 1)
+                for i in range(times):
+                    made.id.write_direct_chunk((i * block.nnz,), packed)
+            starts = np.arange(times, dtype=np.int64)[:, None] * block.nnz
+            del x["indptr"]
+            x["indptr"] = np.append((starts + block.indptr[:-1]).ravel(), times * block.nnz)
+            x.attrs["shape"] = np.array([cells, len(axis)])
+            index = obs.attrs["_index"]
+            del obs[index]
+            anndata.io.write_elem(obs, index, np.arange(cells).astype(str).astype(object))
+    out = folder / "beyond.rvq"
+    wall, _ = timed(lambda: encode_files(path, tokenizer, out, settings=Settings(), force=True))
+    codes = rvqa.open_codes(out)
+    first = codes[: block.shape[0]]
+    adata = anndata.AnnData(block.astype(np.float32), var=pd.DataFrame(index=list(axis.symbols)))
+    rvqa.encode(adata, tokenizer)
+    wrong = sum(
+        int((codes[start : start + block.shape[0]] != first).any(1).sum()) for start in range(0, cells, len(first))
+    )
+    wrong += int((first != adata.obsm["rvqa_codes"]).any(1).sum())
+    return {"entries": times * block.nnz, "cells": cells, "wrong_cells": wrong, "seconds": wall}
+
+
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--cells", type=int, default=200_000)
-    parser.add_argument("--large", type=int, default=1_000_000)
+    parser.add_argument("--cells", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("atlas-bench"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--beyond", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -268,32 +365,30 @@ def main() -> None:
         }
         if not given.json:
             print(form, json.dumps(result[form]), flush=True)
-    sizes = {}
-    for cells in (given.large // 10, given.large):
-        path = given.folder / f"{cells}-plain.h5ad"
-        make(path, cells, base, axis)
-        if cells == given.large:
-            rows = []
-            for _ in range(given.rounds):
-                read, _cpu = timed(lambda path=path: only_read(path, tokenizer, threads, given.folder))  # type: ignore[misc]
-                wall, cpu = timed(
-                    lambda path=path: encode_files(  # type: ignore[misc]
-                        path, tokenizer, given.folder / "large.rvq", settings=Settings(), threads=threads, force=True
-                    )
-                )
-                rows.append((max(read, cpu / threads) / wall, read / wall, cells / wall))
-            names = ("efficiency", "share_of_read_speed", "cells_per_second")
-            result["large"] = dict(zip(names, np.median(np.array(rows), axis=0).tolist(), strict=True))
-        sizes[cells] = peak(path, given.tokenizer, given.folder / "large.rvq", threads)
+    small, large = (given.folder / f"{cells}-plain.h5ad" for cells in (given.cells // 10, given.cells))
+    make(small, given.cells // 10, base, axis)
+    sizes = [peak(path, given.tokenizer, given.folder / "peak.rvq", threads) for path in (small, large)]
+    kills = survived(small, given.tokenizer, given.folder, given.kills)
+    result["dask_seconds"] = dask_seconds(large, tokenizer, given.folder, given.rounds)
+    if given.beyond:
+        result["beyond"] = beyond(given.folder, tokenizer, base, axis)
     result["figures"] = {
         "efficiency": min(result[form]["efficiency"] for form in FORMATS),
         "share_of_read_speed": min(result[form]["share_of_read_speed"] for form in FORMATS),
-        "peak_memory_gib": sizes[given.large],
-        "memory_growth": sizes[given.large] / sizes[given.large // 10],
+        "peak_memory_gib": sizes[1],
+        "memory_growth": sizes[1] / sizes[0],
         "ratio_scanpy_uncompressed": min(result[form]["ratio_scanpy"] for form in FORMATS[1:]),
         "ratio_scanpy_gzip": result[FORMATS[0]]["ratio_scanpy"],
+        "kills_survived": kills,
     }
-    print(json.dumps(result if given.json else result["figures"], indent=None if given.json else 1))
+    if given.json:
+        print(json.dumps(result))
+        return
+    print(
+        json.dumps(
+            result["figures"] | {key: result[key] for key in ("dask_seconds", "beyond") if key in result}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def fit_tokenizer(
     continuous: Annotated[bool, typer.Option("--continuous", help="Without codebooks: what they are held to.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of the fit's state: a killed fit goes on.")] = None,
+    layer: Layer = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
     force: Force = False,
     quiet: Quiet = False,
@@ -125,6 +126,7 @@ def fit_tokenizer(
         control=_names(control),
         held_out=_names(held_out),
         validation=_names(validation),
+        layer=layer,
         checkpoint=checkpoint,
         device=device,
         force=force,
@@ -152,6 +154,7 @@ def evaluate_tokenizer(
     ] = None,
     labels: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
     donor: Annotated[str, typer.Option(help="obs column with donors.")] = "donor",
+    layer: Layer = None,
     seed: Annotated[int, typer.Option(help="Seed of draws.", min=0)] = 0,
     report: ReportOut = None,
     force: Force = False,
@@ -169,7 +172,9 @@ def evaluate_tokenizer(
         if not quiet:
             print(f"rvqa: {what}", file=sys.stderr)
 
-    result = evaluate_directory(model, data, continuous=continuous, labels=labels, donor=donor, seed=seed, say=say)
+    result = evaluate_directory(
+        model, data, continuous=continuous, labels=labels, donor=donor, layer=layer, seed=seed, say=say
+    )
     if report is not None:
         from rvqa.report import command_line
         from rvqa.report.tokenizer import tokenizer_report
@@ -193,6 +198,8 @@ def encode(
     ],
     obs: Annotated[str | None, typer.Option(help="obs columns to carry along, separated by commas.")] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Write codes into the .h5ad file that is read.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add the cells to those of an output that exists.")] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers do the work, or `local`.")
     ] = None,
@@ -211,7 +218,8 @@ def encode(
     import rvqa
     from rvqa.files import DIAGNOSED, read_h5ad, require_writable, write_h5ad
 
-    alone = len(cells) == 1 and output.suffix == ".h5ad" and not (in_place or scheduler or obs)
+    elsewhere = in_place or append or scheduler or obs or device != "cpu"
+    alone = len(cells) == 1 and output.suffix == ".h5ad" and not elsewhere
     if (recover or recon_error) and not alone:
         raise InputError("--recover and --recon-error are for one .h5ad file that fits in memory, to .h5ad.")
     small = not os.path.isfile(cells[0]) or os.path.getsize(cells[0]) <= DIAGNOSED
@@ -234,7 +242,7 @@ def encode(
     from rvqa.genes import coverage_sentence
     from rvqa.model import load_tokenizer
 
-    require_output(output, expand(cells), force=force, in_place=in_place)
+    require_output(output, expand(cells), force=force or append, in_place=in_place)
     tokenizer = load_tokenizer(model)
     settings = Settings(layer, library_size_key, tuple(_names(obs)))
     with (
@@ -250,6 +258,8 @@ def encode(
             cluster=cluster,
             force=force,
             in_place=in_place,
+            append=append,
+            device=device,
             progress=shown,
             say=lambda text: None if quiet else print(f"rvqa: {text}", file=sys.stderr),
             model=str(model),

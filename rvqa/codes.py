@@ -38,6 +38,8 @@ def encode(
     cluster: Any = None,
     force: bool = False,
     in_place: bool = False,
+    append: bool = False,
+    device: str = "cpu",
     progress: bool = True,
 ) -> "AnnData | Codes | None":
     """Tokenize cells: raw counts to 8 residual codes each, in memory or, with `out`, in files of any size.
@@ -68,10 +70,11 @@ def encode(
         Prefix of the keys written.
     copy
         Return a changed copy and leave `adata` as it is.
-    obs, threads, cluster, force, in_place, progress
+    obs, threads, cluster, force, in_place, append, device, progress
         With `out`: columns of `obs` to carry along; threads that encode (PyTorch's number by default);
         `dask.distributed.Client` or address of a scheduler whose workers do the work; replace an output that exists;
-        write codes into the `.h5ad` file that is read, by copy and rename; show progress.
+        write codes into the `.h5ad` file that is read, by copy and rename; add the cells to those of an output that
+        exists, as if all had been encoded in one run; "cpu" or "cuda"; show progress.
 
     Returns
     -------
@@ -114,6 +117,8 @@ def encode(
                 cluster=cluster,
                 force=force,
                 in_place=in_place,
+                append=append,
+                device=device,
                 progress=shown,
                 model=getattr(model, "source", ""),
             )

@@ -68,7 +68,10 @@ class GeneShares:
         if cells.given:
             return cells.library_size
         known = match_columns(cells.var, self.axis)
-        total_N = np.asarray(cells.counts @ (known >= 0).astype(np.float64))
+        return self.depth_of(np.asarray(cells.counts @ (known >= 0).astype(np.float64)), known)
+
+    def depth_of(self, total_N: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """`depth` from the counts of the known genes; `known` is what `match_columns` says of the file's table."""
         if (without := np.flatnonzero(total_N == 0)).size:
             raise InputError(
                 f"{without.size:,} of {len(total_N):,} cells have no counts in any of the file's "

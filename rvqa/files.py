@@ -12,6 +12,7 @@ from typing import Any
 
 import anndata as ad
 import h5py
+import pandas as pd
 from anndata import AnnData
 from anndata._io.specs.registry import IORegistryError
 from safetensors import SafetensorError
@@ -103,11 +104,16 @@ def read_h5ad(path: str | Path) -> AnnData:
             there, whole = (f"{int(number):,}" for number in size.groups())
             raise InputError(f"{file} is cut short: {there} of {whole} bytes. Copy or download it again.") from error
         raise InputError(f"{file} is damaged, or not of AnnData: {sentence(error)} Copy or write it again.") from error
-    if not adata.obs_names.is_unique:
-        repeated = adata.obs_names[adata.obs_names.duplicated()]
-        message = f"{file}: {len(repeated):,} cells repeat the name of another (e.g. {str(repeated[0])!r})"
-        warnings.warn(f"{message}; every row is taken for a cell of its own.", InputWarning, stacklevel=2)
+    warn_of_repeated(file, adata.obs_names, stacklevel=3)
     return adata
+
+
+def warn_of_repeated(file: Path, names: pd.Index, *, stacklevel: int = 2) -> None:
+    """Say, in an `InputWarning`, that cells of a file share a name."""
+    if not names.is_unique:
+        repeated = names[names.duplicated()]
+        message = f"{file}: {len(repeated):,} cells repeat the name of another (e.g. {str(repeated[0])!r})"
+        warnings.warn(f"{message}; every row is taken for a cell of its own.", InputWarning, stacklevel=stacklevel)
 
 
 def sentence(error: BaseException) -> str:

@@ -101,7 +101,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
     An earlier one is set aside, not deleted, until the new one stands in its place.
     """
-    with writing(path), _folder_beside(path) as scratch:
+    with writing(path), folder_beside(path) as scratch:
         whole = scratch / path.name
         yield whole
         if path.exists():
@@ -111,7 +111,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
+def folder_beside(path: Path) -> Iterator[Path]:
     """Give a temporary folder where `path` will stand, making the folders above it; gone again if the block fails."""
     above = [folder for folder in path.absolute().parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,11 @@ class CellTokenizer(nn.Module):
 
     def panel_bias(self, measured_G: np.ndarray) -> Tensor:
         """First layer's bias [H] for a file that measured these genes (bool [G])."""
-        shift_G = self.gene_mean_G.double() / self.gene_scale_G.double() * torch.tensor(measured_G)
+        shift_G = (
+            self.gene_mean_G.double()
+            / self.gene_scale_G.double()
+            * torch.tensor(measured_G, device=self.gene_mean_G.device)
+        )
         return (self.project.bias.double() - self.project.weight.double() @ shift_G).float()
 
     @torch.inference_mode()
@@ -362,7 +366,7 @@ class PanelEncoder:
         project, scale_G = tokenizer.project, tokenizer.gene_scale_G.double()
         self.weight_GH = (project.weight.double() / scale_G).float().T.contiguous()
         self.bias_H = tokenizer.panel_bias(alignment.measured)
-        self.column_map = torch.tensor(alignment.column_map)
+        self.column_map = torch.tensor(alignment.column_map, device=project.weight.device)
         self.tail, self.latent_width, self.tables = tokenizer.eval().tail, tokenizer.config.latent, tokenizer.tables
 
     @torch.inference_mode()
@@ -391,7 +395,7 @@ class PanelEncoder:
 
     def codes(self, indptr: Tensor, indices: Tensor, data: Tensor, depth: Tensor) -> np.ndarray:
         """Codes uint8 [N, M]; arguments as for `latent`."""
-        return ops.residual_quantize(self.latent(indptr, indices, data, depth), self.tables).numpy()
+        return ops.residual_quantize(self.latent(indptr, indices, data, depth), self.tables).cpu().numpy()
 
 
 def draw_counts(mean_BG: np.ndarray, dispersion_G: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:

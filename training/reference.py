@@ -1,5 +1,6 @@
 """Reference cells to learn from: counts, labels and conditions of one file, checked before anything is fitted."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from anndata import AnnData
 from rvqa import counts as counting
 from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
-from rvqa.genes import GeneAlignment, GeneAxis, align, map_columns
+from rvqa.genes import GeneAxis
 from rvqa.obs import column, labels_of, nearest
+from rvqa.training.tokenizer_cells import in_blocks
 
 ONTOLOGY_COLUMN = "cell_type_ontology_term_id"
 """Where CELLxGENE keeps Cell Ontology ids; taken over into the model when it is there."""
@@ -49,10 +51,13 @@ class Reference:
         with about(self.name):
             return replace(self, library_size=shares.depth(self))
 
-    def on(self, axis: GeneAxis) -> tuple[sp.csr_matrix, GeneAlignment]:
-        """Counts on another axis, and the alignment; for dense training."""
-        alignment = align(self.var, axis)
-        return map_columns(self.counts, alignment), alignment
+    def gene_totals(self) -> np.ndarray:
+        """Counts of every gene of the file over these cells, float64 [genes]."""
+        return self.counts.T @ np.ones(self.counts.shape[0])
+
+    def blocks(self) -> Iterator[sp.csr_matrix]:
+        """Raw counts, `ROWS` cells at a time, in order."""
+        return in_blocks([self.counts])
 
 
 def read_reference(

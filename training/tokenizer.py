@@ -22,8 +22,7 @@ from rvqa.genes import GeneAxis, match_columns
 from rvqa.kernels import ops
 from rvqa.tokenizer import CellTokenizer, CellTokenizerConfig
 from rvqa.training.processes import Processes
-from rvqa.training.reference import Reference
-from rvqa.training.tokenizer_cells import TokenizerCells, gather, latents
+from rvqa.training.tokenizer_cells import Cells, TokenizerCells, gather, latents, on_axis
 from rvqa.training.tokenizer_checkpoint import CheckpointFolder, identity
 from rvqa.training.tokenizer_run import Run
 from rvqa.training.tokenizer_settings import TokenizerSettings, preset
@@ -31,7 +30,7 @@ from rvqa.training.tokenizer_settings import TokenizerSettings, preset
 __all__ = ["TokenizerSettings", "fit_tokenizer", "preset", "select_genes"]
 
 
-def select_genes(references: Sequence[Reference], n_top_genes: int) -> GeneAxis:
+def select_genes(references: Sequence[Cells], n_top_genes: int) -> GeneAxis:
     """Choose highly variable genes over files that may measure different ones.
 
     In each file, genes seen in at least 10 cells are ranked by the log of variance over mean of log1p counts per
@@ -41,11 +40,15 @@ def select_genes(references: Sequence[Reference], n_top_genes: int) -> GeneAxis:
     axis = GeneAxis.union([reference.axis for reference in references])
     best_G = np.full(len(axis), np.inf)
     for reference in references:
-        counts, alignment = reference.on(axis)
-        log1p = log1p_normalise(counts, reference.library_size).astype(np.float64)
-        mean_G = np.asarray(log1p.mean(0)).ravel()
-        variance_G = np.asarray(log1p.multiply(log1p).mean(0)).ravel() - mean_G**2
-        seen_G = np.flatnonzero((counts.getnnz(0) >= 10) & alignment.measured)
+        mean_G, square_G, cells_G = (np.zeros(len(axis)) for _ in range(3))
+        for rows, counts in on_axis(reference, axis):
+            log1p = log1p_normalise(counts, reference.library_size[rows]).astype(np.float64)
+            mean_G += np.asarray(log1p.sum(0)).ravel()
+            square_G += np.asarray(log1p.multiply(log1p).sum(0)).ravel()
+            cells_G += counts.getnnz(0)
+        mean_G /= len(reference.labels)
+        variance_G = square_G / len(reference.labels) - mean_G**2
+        seen_G = np.flatnonzero(cells_G >= 10)
         if not len(seen_G):
             continue
         dispersion = np.log(np.maximum(variance_G[seen_G], 1e-12) / mean_G[seen_G])
@@ -62,7 +65,7 @@ def select_genes(references: Sequence[Reference], n_top_genes: int) -> GeneAxis:
     return axis.subset(np.sort(chosen))
 
 
-def gene_shares(references: Sequence[Reference]) -> GeneShares:
+def gene_shares(references: Sequence[Cells]) -> GeneShares:
     """Share of all counts that every gene takes, from files that may measure different ones."""
     axis = GeneAxis.union([reference.axis for reference in references])
     totals_FG = np.zeros((len(references), len(axis)))
@@ -70,8 +73,7 @@ def gene_shares(references: Sequence[Reference]) -> GeneShares:
     depth_F = np.full(len(references), np.nan)
     for file, reference in enumerate(references):
         column_map = match_columns(reference.var, axis)
-        ones_N = np.ones(reference.counts.shape[0])
-        np.add.at(totals_FG[file], column_map, reference.counts.T @ ones_N)  # float64, and every column is known
+        np.add.at(totals_FG[file], column_map, reference.gene_totals())  # every column is known
         measured_FG[file, column_map] = True
         if reference.given:
             depth_F[file] = reference.library_size.sum()
@@ -79,11 +81,12 @@ def gene_shares(references: Sequence[Reference]) -> GeneShares:
 
 
 def fit_tokenizer(
-    references: Sequence[Reference],
+    references: Sequence[Cells],
     settings: TokenizerSettings | None = None,
     *,
-    validation: Sequence[Reference] = (),
+    validation: Sequence[Cells] = (),
     checkpoint: str | Path | None = None,
+    scratch: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> CellTokenizer:
@@ -92,7 +95,7 @@ def fit_tokenizer(
     Parameters
     ----------
     references
-        One or several files, of different gene panels if need be. Every cell in them is used.
+        One or several files, of different gene panels if need be, in memory or on disk. Every cell in them is used.
     settings
         See `TokenizerSettings`; the same settings, cells, machine and number of processes give the same tokenizer. On a
         GPU that needs `torch.use_deterministic_algorithms(True)`, too.
@@ -102,6 +105,9 @@ def fit_tokenizer(
     checkpoint
         Folder of the fit's state, written every `settings.checkpoint_steps` steps and at the end. Where it has a state
         the fit continues from there, to the result it would have had.
+    scratch
+        Folder for the counts on the axis of the tokenizer, which then need not fit in memory; it is the caller's to
+        remove. None keeps them in memory. The result is the same.
     device
         Where to compute; the result is on the CPU.
     progress
@@ -128,7 +134,7 @@ def fit_tokenizer(
     shares = gene_shares(references)
     references, validation = ([each.at_depth(shares) for each in files] for files in (references, validation))
     axis = select_genes(references, settings.n_top_genes)
-    cells = gather(references, axis)
+    cells = _gathered(references, axis, scratch, "fit", processes)
     n = len(cells.library_size)
     if n < settings.entries:
         raise InputError(f"{n} cells cannot fill codebooks of {settings.entries} entries; give more cells.")
@@ -144,7 +150,7 @@ def fit_tokenizer(
         torch.manual_seed(settings.seed)
         tokenizer = CellTokenizer(axis, config, shares)
         _set_statistics(tokenizer, cells, settings)
-        held_out = gather(validation, axis) if len(validation) else None
+        held_out = _gathered(validation, axis, scratch, "validation", processes) if len(validation) else None
         run = Run(tokenizer.to(processes.device), cells, settings, validation=held_out, processes=processes)
         if folder is not None and (state := folder.read()) is not None:
             run.restore(state)
@@ -154,17 +160,30 @@ def fit_tokenizer(
     return tokenizer.eval()
 
 
+def _gathered(
+    files: Sequence[Cells], axis: GeneAxis, scratch: str | Path | None, part: str, processes: Processes
+) -> TokenizerCells:
+    """Cells on the axis; where they stay on disk, one process writes them for all."""
+    folder = None if scratch is None else Path(scratch) / part
+    if folder is None or processes.world == 1:
+        return gather(files, axis, folder=folder)
+    if processes.first:
+        gather(files, axis, folder=folder)
+    processes.wait()
+    return gather(files, axis, folder=folder, read=False)
+
+
 def _set_statistics(tokenizer: CellTokenizer, cells: TokenizerCells, settings: TokenizerSettings) -> None:
     """Mean and scale of log1p counts per 10,000, and share of all counts, over the cells that measured a gene."""
-    log1p = log1p_normalise(cells.counts, cells.library_size).astype(np.float64)
-    files = len(cells.measured_FG)
     sums_FG = np.zeros((4, *cells.measured_FG.shape))
-    for file in range(files):
-        rows = cells.file_N == file
-        sums_FG[0, file] = np.asarray(log1p[rows].sum(0)).ravel()
-        sums_FG[1, file] = np.asarray(log1p[rows].multiply(log1p[rows]).sum(0)).ravel()
-        sums_FG[2, file] = np.asarray(cells.counts[rows].sum(0, dtype=np.float64)).ravel()
-        sums_FG[3, file] = cells.library_size[rows].sum()
+    for file, rows in cells.blocks():
+        counts, library_N = cells.counts[rows], cells.library_size[rows]
+        log1p = log1p_normalise(counts, library_N).astype(np.float64)
+        sums_FG[0, file] += np.asarray(log1p.sum(0)).ravel()
+        sums_FG[1, file] += np.asarray(log1p.multiply(log1p).sum(0)).ravel()
+        sums_FG[2, file] += np.asarray(counts.sum(0, dtype=np.float64)).ravel()
+        sums_FG[3, file] += library_N.sum()
+    files = len(cells.measured_FG)
     n_G = np.bincount(cells.file_N, minlength=files) @ cells.measured_FG
     total, square, count, library = (sums * cells.measured_FG for sums in sums_FG)
     mean_G = total.sum(0) / n_G

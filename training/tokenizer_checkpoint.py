@@ -20,7 +20,7 @@ from rvqa.checkpoint import read_json, read_tensors
 from rvqa.errors import InputError
 from rvqa.files import require_folder, writing
 from rvqa.genes import GeneAxis
-from rvqa.training.reference import Reference
+from rvqa.training.tokenizer_cells import Cells
 from rvqa.training.tokenizer_settings import TokenizerSettings
 
 FORMAT_VERSION = 1
@@ -37,8 +37,8 @@ class State(NamedTuple):
 
 
 def identity(
-    references: Sequence[Reference],
-    validation: Sequence[Reference],
+    references: Sequence[Cells],
+    validation: Sequence[Cells],
     axis: GeneAxis,
     settings: TokenizerSettings,
     **more: object,
@@ -55,12 +55,11 @@ def identity(
     }
 
 
-def _fingerprint(reference: Reference) -> dict[str, Any]:
-    cells, genes = reference.counts.shape
+def _fingerprint(reference: Cells) -> dict[str, Any]:
     return {
         "name": reference.name,
-        "cells": cells,
-        "genes": genes,
+        "cells": len(reference.labels),
+        "genes": len(reference.var),
         "counts": float(np.sum(reference.library_size)),
         "labels": _hash(reference.labels),
     }

@@ -7,25 +7,27 @@ split.parquet   role of every cell of the files: fitted, for validation, held ou
 """
 
 import json
+import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 
 import rvqa
 from rvqa.evaluation import splits
-from rvqa.evaluation.studies import Study, label_table, read_study, study_files
-from rvqa.model import require_new_directory, whole_directory
+from rvqa.evaluation.studies import label_table, study_files
+from rvqa.files import writing
+from rvqa.model import folder_beside, require_new_directory, whole_directory
 from rvqa.tokenizer import CellTokenizer
-from rvqa.training.reference import Reference
+from rvqa.training.cell_files import CellFile
+from rvqa.training.processes import Processes
 from rvqa.training.tokenizer import fit_tokenizer
 from rvqa.training.tokenizer_settings import TokenizerSettings
 
@@ -41,17 +43,21 @@ def fit_tokenizer_files(
     control: Sequence[str] = ("control", "ctrl"),
     held_out: Sequence[str] = (),
     validation: Sequence[str] = (),
+    layer: str | None = None,
     checkpoint: str | Path | None = None,
     device: str = "cpu",
     force: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Fit a tokenizer on .h5ad files and write its directory.
+    """Fit a tokenizer on files of any size and write its directory.
+
+    Files are read in blocks, three times; counts on the genes of the tokenizer (8 bytes for each that is not 0) are
+    kept in a folder beside the output while the fit runs.
 
     Parameters
     ----------
     given
-        Files, or folders of files, of raw counts; panels may differ.
+        `.h5ad` files, `.zarr` stores or folders of `.h5ad` files, of raw counts; panels may differ.
     output
         Directory to write, whole or not at all.
     settings
@@ -64,6 +70,8 @@ def fit_tokenizer_files(
         files without it count: only cells of one condition are taken to be alike in two files.
     held_out, validation
         Donors whose cells enter nothing, and donors whose cells decide which epoch is kept and enter nothing else.
+    layer
+        Where the counts are: a layer, or "raw"; `X` by default.
     checkpoint, device, progress
         As for `fit_tokenizer`.
     force
@@ -83,18 +91,31 @@ def fit_tokenizer_files(
     settings = settings or TokenizerSettings()
     started = time.perf_counter()
     table = label_table()
-    studies = [
-        read_study(file, labels=labels, donor=donor, condition=condition, table=table) for file in study_files(given)
-    ]
-    split = splits.make_split(studies, held_out=held_out, validation=validation)
-    fitted, valid = (_references(studies, split, role, control) for role in (splits.FIT, splits.VALIDATION))
-    fitting = time.perf_counter()
-    tokenizer = fit_tokenizer(
-        fitted, settings, validation=valid, checkpoint=checkpoint, device=device, progress=progress
-    )
+    processes = Processes(device)
+    with _scratch(path, processes) as scratch:
+        rows = scratch / f"rows-{processes.rank}"
+        files = [
+            CellFile.open(file, scratch=rows, labels=labels, donor=donor, condition=condition, layer=layer, table=table)
+            for file in study_files(given)
+        ]
+        split = splits.make_split([file.cells for file in files], held_out=held_out, validation=validation)
+        fitted, valid = (
+            [file.take(rows_N, control) for file in files if (rows_N := splits.rows_of(split, file.cells, role)).any()]
+            for role in (splits.FIT, splits.VALIDATION)
+        )
+        fitting = time.perf_counter()
+        tokenizer = fit_tokenizer(
+            fitted,
+            settings,
+            validation=valid,
+            checkpoint=checkpoint,
+            scratch=scratch,
+            device=device,
+            progress=progress,
+        )
     facts = {
         "settings": asdict(settings),
-        "files": {study.name: {"cells": len(study), "genes": study.counts.shape[1]} for study in studies},
+        "files": {file.cells.name: {"cells": len(file.cells), "genes": len(file.source.var)} for file in files},
         "cells": {role or "without a donor": int(n) for role, n in split["role"].value_counts().items()},
         "held_out_donors": list(held_out),
         "validation_donors": list(validation),
@@ -105,33 +126,29 @@ def fit_tokenizer_files(
         "threads": torch.get_num_threads(),
         "versions": {"rvqa": rvqa.__version__, "torch": torch.__version__},
     }
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    if processes.first:
         _write(path, tokenizer, split, facts)
     return facts
 
 
+_LONGEST_PATH = 4096
 _MAC = sys.platform == "darwin"
 """Where the system counts memory in bytes."""
 
 
-def _references(studies: Sequence[Study], split: pd.DataFrame, role: str, control: Sequence[str]) -> list[Reference]:
-    """Cells of a role as the fit takes them."""
-    chosen = [study.take(splits.rows_of(split, study, role)) for study in studies]
-    return [
-        Reference(
-            name=each.name,
-            adata=AnnData(obs=pd.DataFrame(index=pd.Index(each.cell_N.astype(str)))),
-            var=each.var,
-            counts=each.counts,
-            library_size=each.library_size,
-            given=each.given,
-            labels=each.label_N,
-            conditions=np.where(np.isin(each.condition_N, list(control)), "", each.condition_N),
-            ontology_ids={},
-        )
-        for each in chosen
-        if len(each)
-    ]
+@contextmanager
+def _scratch(path: Path, processes: Processes) -> Iterator[Path]:
+    """Folder beside an output for counts on their way, one for all processes; it goes with the block."""
+    with ExitStack() as stack:
+        name = torch.zeros(_LONGEST_PATH, dtype=torch.uint8)
+        if processes.first:
+            with writing(path):
+                folder = stack.enter_context(folder_beside(path.absolute()))
+            told = os.fsencode(folder)
+            name[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+        name = processes.broadcast_(name.to(processes.device)).cpu()
+        yield Path(os.fsdecode(bytes(name.tolist()).rstrip(b"\0")))
+        processes.wait()
 
 
 def _write(path: Path, tokenizer: CellTokenizer, split: pd.DataFrame, facts: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import scipy.sparse as sp
 from scipy.sparse.linalg import LinearOperator, svds
 
 from rvqa.counts import log1p_normalise
@@ -50,7 +49,6 @@ def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
     files = len(cells.measured_FG)
     if files == 1:
         return Partners(np.zeros(len(cells.file_N) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    log1p = log1p_normalise(cells.counts, cells.library_size)
     rng = np.random.default_rng(seed)
     chosen: list[dict[str, np.ndarray]] = [{} for _ in range(files)]
     for file, condition in product(range(files), sorted(set(cells.condition_N))):
@@ -65,7 +63,7 @@ def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
                 continue  # done from the other's side, or nothing to compare by
             for condition in sorted(chosen[one].keys() & chosen[other].keys()):
                 own_N, their_N = chosen[one][condition], chosen[other][condition]
-                a, b = _mutual(*(_standardised(log1p[each][:, both_G]) for each in (own_N, their_N)))
+                a, b = _mutual(*(_standardised(cells, each, both_G) for each in (own_N, their_N)))
                 ones.append(own_N[a])
                 others.append(their_N[b])
     first, second = np.concatenate([*ones, *others]), np.concatenate([*others, *ones])
@@ -74,8 +72,8 @@ def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
     return Partners(pointers, second[order])
 
 
-def _standardised(log1p: sp.csr_matrix) -> np.ndarray:
-    dense = log1p.toarray()
+def _standardised(cells: TokenizerCells, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    dense = log1p_normalise(cells.counts[rows], cells.library_size[rows])[:, genes].toarray()
     return np.clip((dense - dense.mean(0)) / np.maximum(dense.std(0), _MIN_SCALE), -_LARGEST, _LARGEST)
 
 

@@ -76,9 +76,10 @@ def encode_on(
     encoder.tokenizer.save_pretrained(shared)
     client = cluster if isinstance(cluster, distributed.Client) else distributed.Client(cluster)
     try:
-        kind = compute_kind(encoder.tokenizer)
+        kind = compute_kind(encoder.lanes.device)
         paths = [str(Path(str(each)).resolve()) for each in files]
-        order = (str(shared.resolve()), tuple(paths), encoder.settings, tuple(sorted(kind.items())), threads)
+        device = encoder.lanes.device.type
+        order = (str(shared.resolve()), tuple(paths), encoder.settings, device, tuple(sorted(kind.items())), threads)
         futures = {client.submit(_encode, *order, task, pure=False, retries=3): task for task in tasks}
         try:
             for future, result in distributed.as_completed(futures, with_results=True):
@@ -105,13 +106,14 @@ def _encode(
     tokenizer: str,
     files: tuple[str, ...],
     settings: Settings,
+    device: str,
     kind: tuple[tuple[str, Any], ...],
     threads: int | None,
     task: Task,
 ) -> tuple[np.ndarray, pa.Table]:
     """One task, on a worker."""
-    encoder = _opened(tokenizer, files, settings)
-    here = compute_kind(encoder.tokenizer)
+    encoder = _opened(tokenizer, files, settings, device)
+    here = compute_kind(encoder.lanes.device)
     if here != dict(kind):
         different = {name: (here.get(name), value) for name, value in kind if here.get(name) != value}
         raise InputError(
@@ -126,11 +128,10 @@ def _encode(
 
 
 @lru_cache(maxsize=1)
-def _opened(tokenizer: str, files: tuple[str, ...], settings: Settings) -> Encoder:
-    loaded = CellTokenizer.from_pretrained(tokenizer)
-    return Encoder(
-        [Path(each) for each in files], loaded, settings, scratch=Path(tokenizer).parent, say=lambda text: None
-    )
+def _opened(tokenizer: str, files: tuple[str, ...], settings: Settings, device: str) -> Encoder:
+    loaded, paths = CellTokenizer.from_pretrained(tokenizer), [Path(each) for each in files]
+    scratch = Path(tokenizer).parent
+    return Encoder(paths, loaded, settings, device=device, scratch=scratch, say=lambda text: None)
 
 
 def _threads() -> int:

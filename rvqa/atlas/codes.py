@@ -113,9 +113,14 @@ class Codes:
         return self._read(at.reshape(-1)).reshape(*at.shape, self.levels)
 
     @cached_property
+    def table(self) -> pa.Table:
+        """Names of the cells (`cell`) and the columns that were carried along, as they are stored."""
+        return self._table()
+
+    @cached_property
     def obs(self) -> pd.DataFrame:
         """Names of the cells (index), the file each is from, and the columns that were carried along."""
-        frame = self._table().to_pandas().set_index("cell")
+        frame = self.table.to_pandas().set_index("cell")
         frame.index.name = None
         files = [each["name"] for each in self.manifest["inputs"]]
         sizes = [each["cells"] for each in self.manifest["inputs"]]
@@ -222,15 +227,17 @@ def _of_zarr(path: Path) -> Codes:
     if "codes" not in group or "rvqa" not in group.attrs:
         raise InputError(f"{path} is a zarr store, but not of codes. Give what `rvqa encode -o` wrote.")
     codes: Any = group["codes"]
+    manifest: Any = dict(group.attrs["rvqa"])  # type: ignore[arg-type]
 
     def read(rows: slice | np.ndarray) -> np.ndarray:
         return np.asarray(codes[rows] if isinstance(rows, slice) else codes.oindex[rows])
 
     def table() -> pa.Table:
-        columns = {"cell": group["obs_names"]} | (dict(group["obs"].arrays()) if "obs" in group else {})  # type: ignore[union-attr]
+        columns: dict[str, Any] = {"cell": group["obs_names"]}
+        columns |= {name: group[f"obs/{name}"] for name in manifest["settings"]["obs"]}
         return pa.table({name: pa.array(np.asarray(array[:])) for name, array in columns.items()})
 
-    return Codes(path, read, table, dict(group.attrs["rvqa"]))  # type: ignore[arg-type]
+    return Codes(path, read, table, manifest)
 
 
 def _of_parquet(path: Path) -> Codes:

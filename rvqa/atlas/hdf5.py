@@ -7,11 +7,14 @@ layouts and filters go through h5py as they are, one thread at a time.
 
 import os
 import threading
+from importlib import import_module
 from typing import Any
 
 import h5py
 import numpy as np
 from isal import isal_zlib
+
+from rvqa.errors import InputError
 
 _DEFLATE, _SHUFFLE = 1, 2
 _LOCK = threading.RLock()
@@ -35,6 +38,7 @@ class Dataset1D:
         with _LOCK:
             plist = dataset.id.get_create_plist()
             filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+            require_filters(filters)
             plain = (
                 dataset.file.driver == "sec2"
                 and dataset.file.userblock_size == 0
@@ -107,6 +111,34 @@ class Dataset1D:
             if not read:
                 raise OSError(f"{self.dataset.file.filename} ends inside {self.dataset.name}")
             done += read
+
+
+def require_filters(filters: list[int]) -> None:
+    """Have the HDF5 library know these filters (zstd, blosc, ...), by the package hdf5plugin where it does not.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        There is no such package here, or it does not know a filter.
+    """
+    if all(map(h5py.h5z.filter_avail, filters)):
+        return
+    try:
+        import_module("hdf5plugin")  # registers its filters
+    except ImportError as error:
+        raise InputError(
+            f"The counts are compressed with the HDF5 filter {_absent(filters)}, which HDF5 does not bring along. "
+            "Install hdf5plugin, or write the file with gzip."
+        ) from error
+    if not all(map(h5py.h5z.filter_avail, filters)):
+        raise InputError(
+            f"The counts are compressed with the HDF5 filter {_absent(filters)}, which even hdf5plugin does not know. "
+            "Write the file with gzip."
+        )
+
+
+def _absent(filters: list[int]) -> int:
+    return next(each for each in filters if not h5py.h5z.filter_avail(each))
 
 
 def read_slice(dataset: Any, start: int, stop: int) -> np.ndarray:

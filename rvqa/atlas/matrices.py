@@ -5,6 +5,8 @@ stop)`, which cuts rows so that each part has about `ENTRIES` entries.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
 import h5py
@@ -138,12 +140,24 @@ def of_zarr(stored: Any) -> Matrix | None:
     import zarr
 
     if isinstance(stored, zarr.Array):
-        return Dense(lambda start, stop: np.asarray(stored[start:stop]), (stored.shape[0], stored.shape[1]))
+        with compiled_codecs():
+            dense = zarr.open_array(stored.store_path, mode="r")
+        return Dense(lambda start, stop: np.asarray(dense[start:stop]), (stored.shape[0], stored.shape[1]))
     shape = _sparse_shape(stored)
     if shape is None:
         return None
-    indptr, indices, data = (Array(stored[name]) for name in ("indptr", "indices", "data"))
+    with compiled_codecs():
+        indptr, indices, data = (Array(stored[name]) for name in ("indptr", "indices", "data"))
     return Compressed(indptr, indices, data, shape)
+
+
+def compiled_codecs() -> AbstractContextManager[Any]:
+    """Have zarr arrays that are opened meanwhile read by `zarrs`, without an event loop in Python, where it is here."""
+    import zarr
+
+    if find_spec("zarrs") is None:
+        return nullcontext()
+    return zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
 
 
 def of_lazy(stored: Any) -> Matrix:

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 import rvqa
 from rvqa.atlas import rvq
+from rvqa.atlas.append import EarlierPart
 from rvqa.atlas.sources import Given
 from rvqa.errors import InputError
 from rvqa.files import require_folder, whole_file
@@ -25,7 +26,7 @@ from rvqa.model import whole_directory
 if TYPE_CHECKING:
     from rvqa.atlas.run import Encoder
 
-Parts = Sequence[rvq.RvqFile]
+Parts = Sequence[rvq.RvqFile | EarlierPart]
 
 
 def require_output(out: str | Path, files: Sequence[Given], *, force: bool, in_place: bool) -> Path:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from torch import Tensor
 
 import rvqa
 from rvqa import counts as counting
 from rvqa.atlas import rvq
+from rvqa.atlas.device import Lanes
 from rvqa.atlas.matrices import Rows
 from rvqa.atlas.sources import Given, Source, expand, open_source
 from rvqa.errors import InputError, about
@@ -42,8 +43,6 @@ from rvqa.tokenizer import CellTokenizer
 
 CELLS = 65_536
 """Cells of a task."""
-
-_COUNTS = {np.dtype(kind) for kind in (np.float32, np.float64, np.int32, np.uint8, np.uint16, np.uint32)}
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,12 @@ class Task:
     stop: int
 
 
-def compute_kind(tokenizer: CellTokenizer) -> dict[str, Any]:
+def compute_kind(device: torch.device) -> dict[str, Any]:
     """What computes here: codes of two kinds do not go into one output."""
-    backend = registry.select(tokenizer.codebooks_MKD.device)
+    backend = registry.select(device)
     kind = {"backend": backend, "rvqa": rvqa.__version__, "torch": torch.__version__}
+    if device.type == "cuda":
+        kind["gpu"] = torch.cuda.get_device_name(device)
     return kind | ({"isa": registry.function("cpu", "isa")()} if backend == "cpu" else {})
 
 
@@ -82,16 +83,18 @@ class Encoder:
         tokenizer: CellTokenizer,
         settings: Settings,
         *,
+        device: str | torch.device = "cpu",
         scratch: Path,
         say: Callable[[str], None],
     ) -> None:
-        self.tokenizer, self.settings = tokenizer, settings
+        self.tokenizer, self.settings, self.lanes = tokenizer, settings, Lanes(device)
+        there = tokenizer if self.lanes.device.type == "cpu" else deepcopy(tokenizer).to(self.lanes.device)
         self.sources = [open_source(each, layer=settings.layer, scratch=scratch, say=say) for each in given]
         self._ready: dict[int, _Panel] = {}
         self.coverage = []
         for at, source in enumerate(self.sources):
             with about(source.name):
-                self._ready[at] = _Panel(source, tokenizer, given=settings.library_size_key is not None)
+                self._ready[at] = _Panel(source, there, given=settings.library_size_key is not None)
                 self.coverage.append(self._ready[at].alignment.report())
                 for key in (*settings.obs, *filter(None, [settings.library_size_key])):
                     source.column(key, 0, min(1, source.n_cells))
@@ -105,7 +108,7 @@ class Encoder:
             "entries": config.entries,
             "model": self.tokenizer.fingerprint(),
             "settings": json.loads(json.dumps(asdict(self.settings))),
-            "compute": compute_kind(self.tokenizer),
+            "compute": compute_kind(self.lanes.device),
             "inputs": [
                 source.identity | {"coverage": report}
                 for source, report in zip(self.sources, self.coverage, strict=True)
@@ -130,14 +133,16 @@ class Encoder:
         source, ready = self.sources[task.source], self._ready[task.source]
         with about(source.name):
             rows = source.matrix.rows(start, stop)
-            indptr, indices, data = map(_tensor, _countable(rows))
-            total_N, wrong = ops.csr_totals(indptr, indices, data, columns=source.matrix.shape[1], known=ready.known)
-            if wrong or not bool((total_N > 0).all()):
-                self._refuse(source, rows, start, stop)
-            depth_N = total_N / ready.panel
-            if (key := self.settings.library_size_key) is not None:
-                depth_N = torch.from_numpy(self._given_depth(source, key, total_N.numpy(), start, stop))
-            return ready.encoder.codes(indptr, indices, data, depth_N)
+            with self.lanes.mine():
+                parts = self.lanes.bring(rows)
+                total_N, wrong = ops.csr_totals(*parts, columns=source.matrix.shape[1], known=ready.known)
+                if wrong or not bool((total_N > 0).all()):
+                    self._refuse(source, rows, start, stop)
+                depth_N = total_N / ready.panel
+                if (key := self.settings.library_size_key) is not None:
+                    given = self._given_depth(source, key, total_N.cpu().numpy(), start, stop)
+                    depth_N = torch.from_numpy(given).to(self.lanes.device)
+                return ready.encoder.codes(*parts, depth_N)
 
     def table(self, task: Task) -> pa.Table:
         """Names and carried columns of the cells of a task."""
@@ -183,25 +188,8 @@ class _Panel:
         self.alignment = align(source.var, tokenizer.axis)
         column_map = match_columns(source.var, tokenizer.shares.axis)
         self.encoder = tokenizer.encoder(self.alignment)
-        self.known = None if given else torch.from_numpy(column_map >= 0)
+        self.known = None if given else torch.from_numpy(column_map >= 0).to(tokenizer.codebooks_MKD.device)
         self.panel = tokenizer.shares.panel(column_map)
-
-
-def _countable(rows: Rows) -> Rows:
-    """Rows with dtypes that the kernels read: no value changes."""
-    indptr, indices, data = rows
-    if indices.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
-        indices = indices.astype(np.int64)
-    if data.dtype not in _COUNTS:
-        small = (
-            data.dtype.kind in "bu" or (data.dtype.kind == "i" and data.dtype.itemsize < 4) or data.dtype.itemsize == 2
-        )
-        data = data.astype(np.float32 if small and data.dtype.itemsize <= 2 else np.float64)
-    return Rows(indptr, indices, data)
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _storable(values: np.ndarray) -> np.ndarray:
@@ -337,6 +325,8 @@ def encode_files(
     cluster: Any = None,
     force: bool = False,
     in_place: bool = False,
+    append: bool = False,
+    device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, cells: None,
     say: Callable[[str], None] = lambda text: None,
     model: str = "",
@@ -359,6 +349,11 @@ def encode_files(
         `dask.distributed.Client`, or the address of a scheduler, to have the tasks done by its workers.
     force, in_place
         Replace an output that exists; write codes into the input itself, by copy and rename.
+    append
+        Add the cells to those of an output that exists, made with the same model and settings; the result is that of
+        one run over all files.
+    device
+        "cpu" or "cuda".
     progress
         Told cells done and all cells, from time to time.
     say
@@ -369,20 +364,26 @@ def encode_files(
     Returns
     -------
     dict
-        `cells`, `seconds`, `cells_per_second` (of those encoded now), `resumed` (cells found done), `coverage` by file.
+        `cells` of the files given, `seconds`, `cells_per_second` (of those encoded now), `resumed` (cells found done),
+        `coverage` by file.
     """
+    from rvqa.atlas.append import Earlier
     from rvqa.atlas.outputs import WRITERS, require_output
 
     started = time.perf_counter()
     files = expand(given)
-    target = require_output(out, files, force=force, in_place=in_place)
+    if append and (force or in_place or Path(out).suffix == ".h5ad"):
+        raise InputError("append (--append) is for .rvq, .zarr and .parquet, without force and in_place.")
+    target = require_output(out, files, force=force or append, in_place=in_place)
+    earlier = Earlier(target) if append and target.exists() else None
     folder = target.with_name(f"{target.name}.parts")
     fresh = not folder.exists()
     work, finished = None, False
     try:
-        encoder = Encoder(files, tokenizer, settings, scratch=folder, say=say)
+        encoder = Encoder(files, tokenizer, settings, device=device, scratch=folder, say=say)
         manifest = encoder.manifest()
-        work = Work(folder, manifest)
+        whole = manifest if earlier is None else earlier.joined(manifest)
+        work = Work(folder, manifest | ({} if earlier is None else {"appended_to": earlier.fingerprint()}))
         tasks = encoder.tasks()
         left = work.missing(tasks)
         cells = manifest["cells"]
@@ -404,9 +405,9 @@ def encode_files(
             from rvqa.atlas.cluster import encode_on
 
             encode_on(cluster, encoder, files, left, keep, folder=folder, threads=threads)
-        parts = [rvq.RvqFile.open(work.part(task)) for task in tasks]
+        parts = [*(() if earlier is None else earlier.parts()), *(rvq.RvqFile.open(work.part(task)) for task in tasks)]
         encoded = time.perf_counter() - started
-        WRITERS[target.suffix](target, parts, encoder, manifest, model)
+        WRITERS[target.suffix](target, parts, encoder, whole, model)
         finished = True
     finally:
         if work is not None:

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -269,7 +269,14 @@ class RvqFile:
         return stored
 
 
-def parts_of(file: RvqFile, cells: int = BLOCK) -> Iterator[np.ndarray]:
+class _Sliced(Protocol):
+    @property
+    def n_cells(self) -> int: ...
+
+    def codes(self, rows: slice) -> np.ndarray: ...
+
+
+def parts_of(file: _Sliced, cells: int = BLOCK) -> Iterator[np.ndarray]:
     """Codes part by part."""
     for start in range(0, file.n_cells, cells):
         yield file.codes(slice(start, start + cells))

@@ -44,6 +44,8 @@ class Source:
     column
         Values of a column of `obs`, or of its index for None, from start to stop: a numpy array of numbers, bool or
         str. Raises `InputError` for a column that is not there.
+    table
+        Whole columns of `obs`, those of some names that there are, as pandas holds them; its index names the cells.
     identity
         What a resumed run compares: another file, or a changed one, differs in it.
     path
@@ -54,6 +56,7 @@ class Source:
     matrix: matrices.Matrix
     var: pd.DataFrame
     column: Callable[[str | None, int, int], np.ndarray]
+    table: Callable[[Sequence[str]], pd.DataFrame]
     identity: dict[str, Any]
     path: Path | None
 
@@ -122,8 +125,15 @@ def open_source(given: Given, *, layer: str | None, scratch: Path, say: Callable
             matrix = matrices.of_hdf5(stored)
             if matrix is None:
                 matrix = transposed(stored, scratch, name=path.name, say=say)
+            obs = file["obs"]
             return Source(
-                path.name, matrix, read_elem(genes), _columns(file["obs"]), _identity(path, path, matrix, genes), path
+                path.name,
+                matrix,
+                read_elem(genes),
+                _columns(obs),
+                _table(obs),
+                _identity(path, path, matrix, genes),
+                path,
             )
         except InputError:
             raise
@@ -146,9 +156,9 @@ def _of_zarr(path: Path, layer: str | None, scratch: Path, say: Callable[[str], 
         if matrix is None:
             matrix = transposed(stored, scratch, name=path.name, say=say)
         told = next(each for each in (path / "zarr.json", path / ".zgroup", path / ".zmetadata") if each.exists())
-        return Source(
-            path.name, matrix, read_elem(genes), _columns(file["obs"]), _identity(path, told, matrix, genes), path
-        )
+        columns, table = _columns(file["obs"]), _table(file["obs"])
+        identity = _identity(path, told, matrix, genes)
+        return Source(path.name, matrix, read_elem(genes), columns, table, identity, path)
     except InputError:
         raise
     except (*UNREADABLE, StopIteration) as error:
@@ -184,9 +194,13 @@ def _of_anndata(adata: AnnData, layer: str | None) -> Source:
     matrix = matrices.of_lazy(stored) if matrix is None else matrix
     digest = hashlib.sha256("\0".join([*names, *map(str, var.index)]).encode()).hexdigest()[:16]
     identity = {"name": "", "cells": matrix.shape[0], "genes": matrix.shape[1], "names": digest}
-    return Source(
-        "the AnnData", matrix, var if isinstance(var, pd.DataFrame) else var.to_memory(), column, identity, None
-    )
+
+    def table(keys: Sequence[str]) -> pd.DataFrame:
+        part = adata.obs[[key for key in keys if key in adata.obs.columns]]
+        return part if isinstance(part, pd.DataFrame) else part.to_memory()
+
+    var = var if isinstance(var, pd.DataFrame) else var.to_memory()
+    return Source("the AnnData", matrix, var, column, table, identity, None)
 
 
 def _select(file: Any, layer: str | None) -> tuple[Any, Any]:
@@ -212,6 +226,8 @@ def _columns(obs: Any) -> Callable[[str | None, int, int], np.ndarray]:
             raise InputError(f"obs has no column {name!r}. {nearest(name, [each for each in obs if each != '_index'])}")
         stored = obs[name]
         kind = stored.attrs.get("encoding-type", "array")
+        if "categories" in stored.attrs:  # anndata before 0.8
+            return _plain(read_elem(obs)[name].iloc[start:stop])
         if kind not in _SLICED:
             raise InputError(f"obs[{name!r}] is stored as {kind!r}, which cannot be carried along.")
         if kind == "categorical":
@@ -230,6 +246,23 @@ def _columns(obs: Any) -> Callable[[str | None, int, int], np.ndarray]:
         return _plain(pd.Series(read_slice(stored, start, stop)))
 
     return column
+
+
+def _table(obs: Any) -> Callable[[Sequence[str]], pd.DataFrame]:
+    """Whole columns of a stored data frame."""
+
+    def table(keys: Sequence[str]) -> pd.DataFrame:
+        there = [key for key in keys if key in obs]
+        if any("categories" in obs[key].attrs for key in there):  # anndata before 0.8
+            return read_elem(obs)[there]
+        index = pd.Index(in_pandas(obs[obs.attrs.get("_index", "_index")]))
+        return pd.DataFrame({key: pd.Series(in_pandas(obs[key]), index=index) for key in there}, index=index)
+
+    def in_pandas(stored: Any) -> Any:
+        values = read_elem(stored)
+        return values.astype(object) if values.dtype.kind == "T" else values  # NumPy's own strings
+
+    return table
 
 
 def _plain(values: pd.Series) -> np.ndarray:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from rvqa.atlas.hdf5 import Dataset1D
-from rvqa.atlas.matrices import Array, Compressed
+from rvqa.atlas.matrices import Array, Compressed, compiled_codecs
 from rvqa.errors import InputError
 from rvqa.files import whole_file
 
@@ -36,7 +36,8 @@ def transposed(group: Any, scratch: Path, *, name: str, say: Callable[[str], Non
     """
     cells, genes = (int(n) for n in group.attrs["shape"])
     kind = Dataset1D if isinstance(group, h5py.Group) else Array
-    indptr, indices, data = (kind(group[part]) for part in ("indptr", "indices", "data"))
+    with compiled_codecs():
+        indptr, indices, data = (kind(group[part]) for part in ("indptr", "indices", "data"))
     pointers = indptr.read(0, genes + 1).astype(np.int64)
     entries = len(data)
     if (np.diff(pointers) < 0).any() or pointers[0] != 0 or pointers[-1] != entries or len(indices) != entries:

@@ -27,17 +27,10 @@ DEPTH_COLUMNS = ("n_counts_all_genes", "nUMI_all_genes", "library_size")
 
 
 @dataclass(frozen=True)
-class Study:
-    """Cells of one file."""
+class CellTable:
+    """What a file says of its cells beside their counts."""
 
     name: str
-    counts: sp.csr_matrix
-    """Raw counts over the genes of the file, float32 [N, genes]."""
-    var: pd.DataFrame
-    library_size: np.ndarray
-    """Total counts, float64 [N]."""
-    given: bool
-    """Whether the file gives them over all genes; else they are sums of the stored counts."""
     label_N: np.ndarray
     """Harmonised cell type, object [N]; "" where unlabelled."""
     truth_N: np.ndarray
@@ -50,7 +43,47 @@ class Study:
     """Barcode, object [N]."""
 
     def __len__(self) -> int:
-        return self.counts.shape[0]
+        return len(self.cell_N)
+
+    @classmethod
+    def of(
+        cls, adata: AnnData, name: str, *, labels: str, donor: str, condition: str, table: Mapping[str, str] | None
+    ) -> "CellTable":
+        """Read `adata.obs`; arguments are those of `read_study`."""
+
+        def texts(name: str) -> np.ndarray:
+            values = labels_of(adata, name) if name in adata.obs else [""] * adata.n_obs
+            return np.array([str(value) for value in values], dtype=object)
+
+        label_N = np.array([(table or {}).get(name, name) for name in texts(labels)], dtype=object)
+        by_author = f"{labels}_author"
+        truth_N = np.where(texts(by_author) == "", "", label_N) if by_author in adata.obs else label_N
+        cell_N = np.array([str(name) for name in adata.obs_names], dtype=object)
+        condition_N = column(adata, condition).astype(object) if condition in adata.obs else texts(condition)
+        return cls(name, label_N, truth_N, texts(donor), condition_N, cell_N)
+
+
+def table_columns(labels: str, donor: str, condition: str) -> list[str]:
+    """Columns of obs that `CellTable.of` and depth are read from."""
+    return [labels, f"{labels}_author", donor, condition, *DEPTH_COLUMNS]
+
+
+def depth_column(obs: pd.DataFrame) -> str | None:
+    """The first of `DEPTH_COLUMNS` that there is."""
+    return next((name for name in DEPTH_COLUMNS if name in obs), None)
+
+
+@dataclass(frozen=True)
+class Study(CellTable):
+    """Cells of one file, with their counts."""
+
+    counts: sp.csr_matrix
+    """Raw counts over the genes of the file, float32 [N, genes]."""
+    var: pd.DataFrame
+    library_size: np.ndarray
+    """Total counts, float64 [N]."""
+    given: bool
+    """Whether the file gives them over all genes; else they are sums of the stored counts."""
 
     @property
     def axis(self) -> GeneAxis:
@@ -69,9 +102,16 @@ class Study:
 
     def take(self, rows: np.ndarray) -> "Study":
         """Some of the cells: a mask or indices."""
-        numbers = (self.counts[rows].tocsr(), self.var, self.library_size[rows], self.given)
-        parts = (self.label_N, self.truth_N, self.donor_N, self.condition_N, self.cell_N)
-        return Study(self.name, *numbers, *(part[rows] for part in parts))
+        return replace(
+            self,
+            counts=self.counts[rows].tocsr(),
+            library_size=self.library_size[rows],
+            label_N=self.label_N[rows],
+            truth_N=self.truth_N[rows],
+            donor_N=self.donor_N[rows],
+            condition_N=self.condition_N[rows],
+            cell_N=self.cell_N[rows],
+        )
 
     def at_depth(self, shares: GeneShares) -> "Study":
         """The same with `library_size` over all genes, as a tokenizer reads it."""
@@ -89,6 +129,7 @@ def read_study(
     labels: str = "cell_type",
     donor: str = "donor",
     condition: str = "condition",
+    layer: str | None = None,
     table: Mapping[str, str] | None = None,
 ) -> Study:
     """Read one .h5ad file with raw counts.
@@ -100,6 +141,8 @@ def read_study(
     labels, donor, condition
         Columns of obs; one that the file does not have is taken as unknown in every cell. Where there is a column
         `<labels>_author` as well, labels that it leaves empty were transferred by a model: they teach and test nothing.
+    layer
+        Where the counts are: a layer, or "raw"; `X` by default.
     table
         Harmonised label of a raw one; `label_table()` reads one. Labels that it does not know stay as they are.
 
@@ -110,21 +153,10 @@ def read_study(
     """
     path = Path(path)
     adata = read_h5ad(path)
-    key = next((name for name in DEPTH_COLUMNS if name in adata.obs), None)
     with about(path):
-        cells = read_counts(adata, library_size_key=key)
-
-        def texts(name: str) -> np.ndarray:
-            values = labels_of(adata, name) if name in adata.obs else [""] * adata.n_obs
-            return np.array([str(value) for value in values], dtype=object)
-
-        label_N = np.array([(table or {}).get(name, name) for name in texts(labels)], dtype=object)
-        by_author = f"{labels}_author"
-        truth_N = np.where(texts(by_author) == "", "", label_N) if by_author in adata.obs else label_N
-        cell_N = np.array([str(name) for name in adata.obs_names], dtype=object)
-        condition_N = column(adata, condition).astype(object) if condition in adata.obs else texts(condition)
-    numbers = (cells.counts, cells.var, cells.library_size, cells.given)
-    return Study(path.stem, *numbers, label_N, truth_N, texts(donor), condition_N, cell_N)
+        cells = read_counts(adata, layer=layer, library_size_key=depth_column(adata.obs))
+        told = CellTable.of(adata, path.stem, labels=labels, donor=donor, condition=condition, table=table)
+    return Study(**vars(told), counts=cells.counts, var=cells.var, library_size=cells.library_size, given=cells.given)
 
 
 def label_table(folder: str | Path | None = None) -> dict[str, str]:
@@ -141,7 +173,7 @@ def study_files(given: Sequence[str | Path]) -> list[Path]:
     """Files to read: those given, and all .h5ad files of folders given, in the order of their names."""
     files: list[Path] = []
     for each in map(Path, given):
-        inside = sorted(each.glob("*.h5ad")) if each.is_dir() else [each]
+        inside = sorted(each.glob("*.h5ad")) if each.is_dir() and each.suffix != ".zarr" else [each]
         if not inside:
             raise InputError(f"{each} holds no .h5ad file. Give files, or a folder of them.")
         files += inside

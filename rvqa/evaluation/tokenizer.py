@@ -57,13 +57,7 @@ def evaluate_tokenizer(
     """
     rng = np.random.default_rng(seed)
     studies = [study.at_depth(tokenizer.shares) for study in studies]
-    fitted = [study.take(splits.rows_of(split, study, splits.FIT)) for study in studies]
-    fitted = [study for study in fitted if len(study)]
-    unseen = [study.take(measures.some(splits.unseen_rows(split, study), rng)) for study in studies]
-    unseen = [study for study in unseen if len(study) >= measures.MIN_CELLS]
-    if not fitted or not unseen:
-        missing = "file of the fit" if not fitted else f"file with {measures.MIN_CELLS} unseen cells"
-        raise InputError(f"Among {', '.join(study.name for study in studies)} is no {missing}. Give one more file.")
+    fitted, unseen = fitted_and_unseen(studies, split, rng)
     say(f"encoding {sum(map(len, fitted)):,} fitted and {sum(map(len, unseen)):,} unseen cells")
     taught = [measures.Coded.of(tokenizer, study) for study in fitted]
     tests = [measures.Coded.of(tokenizer, study) for study in unseen]
@@ -108,6 +102,26 @@ def evaluate_tokenizer(
     return result
 
 
+def fitted_and_unseen(
+    studies: Sequence[Study], split: pd.DataFrame, rng: np.random.Generator
+) -> tuple[list[Study], list[Study]]:
+    """Cells that were fitted, and those no fit has seen that are measured, of the files with any.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        No file of the fit among the studies, or no unseen cell.
+    """
+    fitted = [study.take(splits.rows_of(split, study, splits.FIT)) for study in studies]
+    fitted = [study for study in fitted if len(study)]
+    unseen = [study.take(measures.some(splits.unseen_rows(split, study), rng)) for study in studies]
+    unseen = [study for study in unseen if len(study) >= measures.MIN_CELLS]
+    if not fitted or not unseen:
+        missing = "file of the fit" if not fitted else f"file with {measures.MIN_CELLS} unseen cells"
+        raise InputError(f"Among {', '.join(study.name for study in studies)} is no {missing}. Give one more file.")
+    return fitted, unseen
+
+
 def evaluate_directory(
     model: str | Path,
     data: Sequence[str | Path],
@@ -115,6 +129,7 @@ def evaluate_directory(
     continuous: str | Path | None = None,
     labels: str = "cell_type",
     donor: str = "donor",
+    layer: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -135,7 +150,7 @@ def evaluate_directory(
     split = splits.read_split(path / "split.parquet")
     alone = None if continuous is None else CellTokenizer.from_pretrained(continuous)
     table = label_table()
-    studies = [read_study(file, labels=labels, donor=donor, table=table) for file in study_files(data)]
+    studies = [read_study(file, labels=labels, donor=donor, layer=layer, table=table) for file in study_files(data)]
     result = evaluate_tokenizer(tokenizer, studies, split, continuous=alone, seed=seed, say=say)
     if (path / "fit.json").is_file():
         result["fit"] = read_json(path / "fit.json")

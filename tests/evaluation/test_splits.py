@@ -15,15 +15,15 @@ def study(name, donors, cells=None):
     texts = [np.array([""] * N, dtype=object) for _ in range(3)]
     return Study(
         name,
-        sp.csr_matrix(np.ones((N, 60), dtype=np.float32)),
-        pd.DataFrame(index=[f"GENE{i}" for i in range(60)]),
-        np.full(N, 60.0),
-        False,
         texts[0],
         texts[1],
         np.array(donors, dtype=object),
         texts[2],
         np.array(cells or [f"{name}-{i}" for i in range(N)], dtype=object),
+        sp.csr_matrix(np.ones((N, 60), dtype=np.float32)),
+        pd.DataFrame(index=[f"GENE{i}" for i in range(60)]),
+        np.full(N, 60.0),
+        False,
     )
 
 

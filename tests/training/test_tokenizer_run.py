@@ -18,7 +18,7 @@ from scipy import stats
 
 from rvqa.checkpoint import read_json
 from rvqa.errors import InputError
-from rvqa.genes import align
+from rvqa.genes import align, map_columns
 from rvqa.tokenizer import CellTokenizer, CellTokenizerConfig
 from rvqa.training import tokenizer_checkpoint
 from rvqa.training.processes import Processes
@@ -163,7 +163,8 @@ def test_the_validation_loss_is_that_of_decoded_codes(cells, held_out, monkeypat
     monkeypatch.setattr(Run, "validation_loss", lambda *given: losses.append(taken(*given)) or losses[-1])
     few = [read_reference(held_out[0].adata[:, 15:].copy(), name="few genes", labels="label")]
     tokenizer = fit(cells, validation=few)
-    counts, alignment = few[0].on(tokenizer.axis)
+    alignment = align(few[0].var, tokenizer.axis)
+    counts = map_columns(few[0].counts, alignment)
     measured, observed = alignment.measured, counts.toarray()
     depth = few[0].at_depth(tokenizer.shares).library_size
     codes = tokenizer.encode(few[0].counts, alignment, depth)
@@ -415,6 +416,7 @@ def in_two_processes(out, patch):
     keep("whole", fit(cells, SHARED, **validated))
     keep("plain", fit(cells, PLAIN, **validated))
     keep("used", fit(cells))
+    keep("stored", fit(cells, SHARED, scratch=out / "scratch", **validated))
     go_on = stop_at(patch, HALF + 3)
     with pytest.raises(Stop):
         fit(cells, SHARED, checkpoint=out / "checkpoint", **validated)
@@ -426,7 +428,7 @@ def in_two_processes(out, patch):
         fit(cells, replace(TINY, batch_size=3))
 
 
-@pytest.mark.parametrize("name", ["whole", "plain", "used", "continued"])
+@pytest.mark.parametrize("name", ["whole", "plain", "used", "stored", "continued"])
 def test_two_processes_end_with_the_same_tokenizer(two, name):
     for key, tensor in two[f"{name}-0"].items():
         assert torch.equal(tensor, two[f"{name}-1"][key]), key
@@ -435,6 +437,12 @@ def test_two_processes_end_with_the_same_tokenizer(two, name):
 def test_two_processes_continue_to_the_same_tokenizer(two):
     for key, tensor in two["whole-0"].items():
         assert torch.equal(tensor, two["continued-0"][key]), key
+
+
+def test_two_processes_read_one_copy_of_cells_on_disk(two, folder):
+    for key, tensor in two["whole-0"].items():
+        assert torch.equal(tensor, two["stored-0"][key]), key
+    assert sorted(path.name for path in (folder / "scratch").iterdir()) == ["fit", "validation"]
 
 
 def test_two_processes_take_the_steps_of_one(two, cells, monkeypatch):
@@ -457,7 +465,7 @@ def test_two_processes_draw_their_own_augmentation(two, folder):
 def test_codes_of_two_processes_are_in_use(two, cells):
     tokenizer = fit(cells)
     tokenizer.load_state_dict({name: tensor for name, tensor in two["used-0"].items() if name != "losses"})
-    codes = tokenizer.encode(cells[0].counts, cells[0].on(tokenizer.axis)[1], cells[0].library_size)
+    codes = tokenizer.encode(cells[0].counts, align(cells[0].var, tokenizer.axis), cells[0].library_size)
     assert all(len(np.unique(codes[:, level])) >= 6 for level in range(3))
 
 

@@ -1,0 +1,92 @@
+"""A disk that is full, and files compressed by filters that HDF5 does not bring along."""
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+import rvqa
+from rvqa.atlas import hdf5
+from rvqa.atlas.run import Settings, encode_files
+from rvqa.errors import InputError
+from tests.atlas.conftest import rewrite
+from tests.atlas.test_run import bytes_of, saved
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from rvqa.atlas.run import Settings, encode_files
+from rvqa.errors import InputError
+from rvqa.tokenizer import CellTokenizer
+tokenizer = CellTokenizer.from_pretrained(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
+try:
+    encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=200), threads=2)
+except InputError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, where one may be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "rvqa-test", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("suffix", [".rvq", ".zarr", ".parquet"])
+def test_a_full_disk(cells, right, pbmc_tokenizer, tmp_path, small_disk, suffix):
+    """The run says so, its parts stay, and with room again it goes on to the same bytes."""
+    path, out = tmp_path / "cells.h5ad", small_disk / f"a{suffix}"
+    cells.write_h5ad(path)
+    encode_files(path, pbmc_tokenizer, tmp_path / f"whole{suffix}", settings=Settings(cells=200))
+    room = small_disk / "filler"
+    room.write_bytes(bytes(2**20 - 60_000))
+    with pytest.raises(InputError, match="disk is full"):
+        encode_files(path, pbmc_tokenizer, out, settings=Settings(cells=200))
+    assert not out.exists()
+    room.unlink()
+    facts = encode_files(path, pbmc_tokenizer, out, settings=Settings(cells=200))
+    assert facts["resumed"] > 0
+    assert bytes_of(out) == bytes_of(tmp_path / f"whole{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".rvq", ".parquet"])
+def test_an_output_that_may_not_be_that_large(cells, right, pbmc_tokenizer, tmp_path, suffix):
+    """Parts fit and the whole does not: nothing is left half-written, and the rest of the work is small."""
+    path, out = tmp_path / "cells.h5ad", tmp_path / f"a{suffix}"
+    cells.write_h5ad(path)
+    tokenizer = saved(pbmc_tokenizer, tmp_path / "tokenizer")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tokenizer, path, out, "20000"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "refused" in done.stderr, done.stderr
+    assert not out.exists()
+    encode_files(path, pbmc_tokenizer, out, settings=Settings(cells=200))
+    assert np.array_equal(rvqa.open_codes(out)[:], right)
+
+
+def test_zstd(cells, right, pbmc_tokenizer, tmp_path):
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    rewrite(path, chunks=(10_000,), **hdf5plugin.Zstd())
+    encode_files(path, pbmc_tokenizer, tmp_path / "a.rvq", settings=Settings())
+    assert np.array_equal(rvqa.open_codes(tmp_path / "a.rvq")[:], right)
+
+
+def test_a_filter_that_is_not_here_is_named(monkeypatch, tmp_path):
+    """Zstandard, without the package that brings it."""
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda number: number != 32_015)
+    with pytest.raises(InputError, match=r"filter 32015.*hdf5plugin"):
+        hdf5.require_filters([2, 32_015])
+    hdf5.require_filters([1, 2])
