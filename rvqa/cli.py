@@ -493,10 +493,12 @@ def _stop(signal_number: int, frame: FrameType | None) -> None:
 
 
 def _written() -> str:
-    """Say which outputs stand complete, where the module that writes them was needed at all."""
+    """Say which outputs stand complete and what can go on, where the module that writes them was needed at all."""
     files = sys.modules.get("rvqa.files")
-    outputs = ", ".join(str(path) for path in files.written) if files else ""
-    return f"{outputs} was complete by then." if outputs else "nothing was written."
+    outputs = ", ".join(map(str, files.written)) if files else ""
+    folders = ", ".join(map(str, files.resumable)) if files else ""
+    said = [f"{outputs} was complete by then."] if outputs else [] if folders else ["nothing was written."]
+    return " ".join([*said, *([f"the same command goes on from {folders}."] if folders else [])])
 
 
 def main() -> None:

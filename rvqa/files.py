@@ -23,6 +23,9 @@ from rvqa.obs import nearest
 written: list[Path] = []
 """Outputs that stand complete under their final names, in this process."""
 
+resumable: list[Path] = []
+"""Folders with what stopped runs had done, in this process."""
+
 DIAGNOSED = 2**30
 """Bytes of an .h5ad file up to which it is read whole where that helps to say what is wrong with it."""
 
@@ -195,8 +198,10 @@ def _system_code(error: BaseException) -> int:
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
+def whole_file(file: Path, *, output: bool = True) -> Iterator[Path]:
     """Give a temporary path beside a file to write to; it takes the file's name if the block ends well.
+
+    `output` is False for a file on the way to one.
 
     Raises
     ------
@@ -213,7 +218,8 @@ def whole_file(file: Path) -> Iterator[Path]:
             os.umask(mask)
             os.chmod(scratch, 0o666 & ~mask)  # mkstemp made it private
             os.replace(scratch, file)
-            written.append(file)
+            if output:
+                written.append(file)
         finally:
             scratch.unlink(missing_ok=True)
 

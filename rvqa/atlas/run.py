@@ -35,7 +35,7 @@ from rvqa.atlas.device import Lanes
 from rvqa.atlas.matrices import Rows
 from rvqa.atlas.sources import Given, Source, expand, open_source
 from rvqa.errors import InputError, about
-from rvqa.files import DIAGNOSED, read_h5ad, whole_file, writing
+from rvqa.files import DIAGNOSED, read_h5ad, resumable, whole_file, writing
 from rvqa.genes import align, match_columns, refuse_transposed
 from rvqa.kernels import ops, registry
 from rvqa.obs import total_counts
@@ -204,14 +204,19 @@ def _storable(values: np.ndarray) -> np.ndarray:
 class Work:
     """The folder of a run's finished parts; one run at a time.
 
+    Parameters
+    ----------
+    folder
+        Made if it is not there.
+
     Raises
     ------
     rvqa.errors.InputError
-        Another run is at it, or it is of another run.
+        Another run is at it.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -220,18 +225,24 @@ class Work:
         except OSError as error:
             os.close(self._lock)
             raise InputError(f"Another run is writing into {folder}. Wait for it, or choose another output.") from error
-        told = folder / "manifest.json"
-        if told.is_file():
-            earlier = json.loads(told.read_text(encoding="utf-8"))
-            if difference := _difference(earlier, manifest):
-                os.close(self._lock)
-                raise InputError(
-                    f"{folder} has parts of another run: {difference}. Give the same model, files and settings to go "
-                    "on with it, or remove that folder to begin anew."
-                )
-        else:
-            with whole_file(told) as scratch:
+
+    def bind(self, manifest: dict[str, Any]) -> None:
+        """Go on with the parts of the same run, or begin.
+
+        Raises
+        ------
+        rvqa.errors.InputError
+            The folder is of another run.
+        """
+        told = self.folder / "manifest.json"
+        if not told.is_file():
+            with whole_file(told, output=False) as scratch:
                 scratch.write_text(json.dumps(manifest, sort_keys=True, indent=1), encoding="utf-8")
+        elif difference := _difference(json.loads(told.read_text(encoding="utf-8")), manifest):
+            raise InputError(
+                f"{self.folder} has parts of another run: {difference}. Give the same model, files and settings to go "
+                "on with it, or remove that folder to begin anew."
+            )
 
     def part(self, task: Task) -> Path:
         """File of the codes of a task."""
@@ -250,13 +261,15 @@ class Work:
     def keep(self, task: Task, codes_NM: np.ndarray, table: pa.Table, *, entries: int) -> None:
         """Write a part, whole or not at all."""
         cells, levels = codes_NM.shape
-        with whole_file(self.part(task)) as scratch:
+        with whole_file(self.part(task), output=False) as scratch:
             rvq.write(scratch, [codes_NM], [table], {"task": asdict(task)}, cells=cells, levels=levels, entries=entries)
 
-    def close(self, *, remove: bool) -> None:
-        """Let go of the folder; with `remove`, for good."""
-        if remove:
+    def close(self, *, finished: bool) -> None:
+        """Let go of the folder; for good where the run has ended or there is nothing to go on from."""
+        if finished or not (any(self.folder.glob("part-*.rvq")) or any(self.folder.glob("rows-*/indptr.npy"))):
             shutil.rmtree(self.folder)
+        else:
+            resumable.append(self.folder)
         os.close(self._lock)
 
 
@@ -377,13 +390,12 @@ def encode_files(
     target = require_output(out, files, force=force or append, in_place=in_place)
     earlier = Earlier(target) if append and target.exists() else None
     folder = target.with_name(f"{target.name}.parts")
-    fresh = not folder.exists()
-    work, finished = None, False
+    work, finished = Work(folder), False
     try:
         encoder = Encoder(files, tokenizer, settings, device=device, scratch=folder, say=say)
         manifest = encoder.manifest()
         whole = manifest if earlier is None else earlier.joined(manifest)
-        work = Work(folder, manifest | ({} if earlier is None else {"appended_to": earlier.fingerprint()}))
+        work.bind(manifest | ({} if earlier is None else {"appended_to": earlier.fingerprint()}))
         tasks = encoder.tasks()
         left = work.missing(tasks)
         cells = manifest["cells"]
@@ -410,10 +422,7 @@ def encode_files(
         WRITERS[target.suffix](target, parts, encoder, whole, model)
         finished = True
     finally:
-        if work is not None:
-            work.close(remove=finished or not any(folder.glob("part-*.rvq")))  # nothing to go on from
-        elif fresh and folder.exists():
-            shutil.rmtree(folder)  # nothing was kept in it
+        work.close(finished=finished)
     return {
         "output": str(target),
         "cells": cells,

@@ -115,26 +115,16 @@ def open_source(given: Given, *, layer: str | None, scratch: Path, say: Callable
         return _of_anndata(given, layer)
     path = Path(given)
     with about(path):
-        if path.suffix == ".zarr":
-            return _of_zarr(path, layer, scratch, say)
-        require_h5ad(path)
         try:
-            file = h5py.File(path)
+            file, told, matrix_of = _zarr(path) if path.suffix == ".zarr" else _hdf5(path)
             require_anndata(path, file)
             stored, genes = _select(file, layer)
-            matrix = matrices.of_hdf5(stored)
+            matrix = matrix_of(stored)
             if matrix is None:
                 matrix = transposed(stored, scratch, name=path.name, say=say)
-            obs = file["obs"]
-            return Source(
-                path.name,
-                matrix,
-                read_elem(genes),
-                _columns(obs),
-                _table(obs),
-                _identity(path, path, matrix, genes),
-                path,
-            )
+            columns, table = _columns(file["obs"]), _table(file["obs"])
+            identity = _identity(path, told, matrix, genes)
+            return Source(path.name, matrix, read_elem(genes), columns, table, identity, path)
         except InputError:
             raise
         except UNREADABLE as error:
@@ -143,26 +133,23 @@ def open_source(given: Given, *, layer: str | None, scratch: Path, say: Callable
             ) from error
 
 
-def _of_zarr(path: Path, layer: str | None, scratch: Path, say: Callable[[str], None]) -> Source:
+_Opened: TypeAlias = tuple[Any, Path, Callable[[Any], matrices.Matrix | None]]
+"""Root of an AnnData file, the file whose size and time tell of changes, and what reads its matrices."""
+
+
+def _hdf5(path: Path) -> _Opened:
+    return h5py.File(require_h5ad(path)), path, matrices.of_hdf5
+
+
+def _zarr(path: Path) -> _Opened:
     import zarr
 
     if not path.is_dir():
         raise InputError(f"{path} is not a zarr store: it {'is a file' if path.exists() else 'does not exist'}.")
-    try:
-        file = zarr.open_group(path, mode="r")
-        require_anndata(path, file)
-        stored, genes = _select(file, layer)
-        matrix = matrices.of_zarr(stored)
-        if matrix is None:
-            matrix = transposed(stored, scratch, name=path.name, say=say)
-        told = next(each for each in (path / "zarr.json", path / ".zgroup", path / ".zmetadata") if each.exists())
-        columns, table = _columns(file["obs"]), _table(file["obs"])
-        identity = _identity(path, told, matrix, genes)
-        return Source(path.name, matrix, read_elem(genes), columns, table, identity, path)
-    except InputError:
-        raise
-    except (*UNREADABLE, StopIteration) as error:
-        raise InputError(f"{path} is damaged, or not of AnnData: {sentence(error)} Copy or write it again.") from error
+    told = [each for name in ("zarr.json", ".zgroup", ".zmetadata") if (each := path / name).exists()]
+    if not told:
+        raise InputError(f"{path} is not a zarr store: it has no zarr.json or .zgroup.")
+    return zarr.open_group(path, mode="r"), told[0], matrices.of_zarr
 
 
 def _of_anndata(adata: AnnData, layer: str | None) -> Source:

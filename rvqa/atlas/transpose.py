@@ -48,7 +48,7 @@ def transposed(group: Any, scratch: Path, *, name: str, say: Callable[[str], Non
         say(f"{name} is stored by genes (CSC): turning {entries:,} entries into rows on disk first, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         indptr_N = _transpose(folder, indices, data, pointers, cells, dtype, name)
-        with whole_file(folder / "indptr.npy") as made:
+        with whole_file(folder / "indptr.npy", output=False) as made:
             np.save(made, indptr_N)  # the last: without it nothing else counts
     indptr_N = np.load(folder / "indptr.npy", allow_pickle=False)
     columns = np.memmap(folder / "indices", dtype=np.int32, mode="r") if entries else np.zeros(0, np.int32)
