@@ -37,7 +37,7 @@ import scipy.sparse as sp
 import torch
 
 import rvqa
-from rvqa.atlas.run import Encoder, Settings, encode_files
+from rvqa.atlas.run import Encoder, Settings, default_threads, encode_files
 from rvqa.genes import GeneAxis, align, map_columns
 from rvqa.tokenizer import CellTokenizer, PanelEncoder
 
@@ -228,7 +228,7 @@ from rvqa.atlas.run import Settings, encode_files
 from rvqa.tokenizer import CellTokenizer
 tokenizer = CellTokenizer.from_pretrained(sys.argv[1])
 print("ready", flush=True)
-encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=int(sys.argv[4])), threads=2)
+encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=int(sys.argv[4])))
 """
 
 
@@ -262,9 +262,9 @@ def dask_seconds(path: Path, tokenizer: CellTokenizer, folder: Path, rounds: int
     """Wall a task that one local worker with as many threads takes more."""
     from rvqa.atlas.cluster import local_cluster
 
-    threads, settings, out = torch.get_num_threads(), Settings(), folder / "dask.rvq"
+    threads, settings, out = default_threads(), Settings(), folder / "dask.rvq"
     more = []
-    with local_cluster("local", threads) as cluster:
+    with local_cluster("local", torch.get_num_threads()) as cluster:
         for repeat in range(rounds + 1):
             alone, _ = timed(lambda: encode_files(path, tokenizer, out, settings=settings, threads=threads, force=True))
             one = out.read_bytes()
@@ -326,10 +326,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
+    cores, threads = torch.get_num_threads(), default_threads()
     tokenizer = CellTokenizer.from_pretrained(given.tokenizer)
     base, axis = base_cells()
-    result: dict[str, Any] = {"cells": given.cells, "genes": len(axis), "threads": threads}
+    result: dict[str, Any] = {"cells": given.cells, "genes": len(axis), "cores": cores, "threads": threads}
     for form in FORMATS:
         path = given.folder / f"{given.cells}-{form}"
         make(path, given.cells, base, axis)
@@ -350,7 +350,7 @@ def main() -> None:
             wall, cpu = timed(whole)
             other, _codes = rival(path, tokenizer, RIVAL_CELLS)
             rate = given.cells / wall
-            rows.append((max(read, cpu / threads) / wall, read / wall, rate * other / RIVAL_CELLS, rate, wall))
+            rows.append((max(read, cpu / cores) / wall, read / wall, rate * other / RIVAL_CELLS, rate, wall))
         efficiency, share, ratio, rate, wall = np.median(np.array(rows), axis=0).tolist()
         spent = stages(whole)
         result[form] = {

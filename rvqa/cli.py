@@ -203,7 +203,9 @@ def encode(
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers do the work, or `local`.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that encode; default: as many as cores.", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that read and encode; default: two a core.", min=1)
+    ] = None,
     recon_error: Annotated[
         bool, typer.Option("--recon-error", help="Add obs rvqa_recon_error: doublets and odd cells stand out.")
     ] = False,

@@ -71,7 +71,7 @@ def encode(
     copy
         Return a changed copy and leave `adata` as it is.
     obs, threads, cluster, force, in_place, append, device, progress
-        With `out`: columns of `obs` to carry along; threads that encode (PyTorch's number by default);
+        With `out`: columns of `obs` to carry along; threads that read and encode (two a core by default);
         `dask.distributed.Client` or address of a scheduler whose workers do the work; replace an output that exists;
         write codes into the `.h5ad` file that is read, by copy and rename; add the cells to those of an output that
         exists, as if all had been encoded in one run; "cpu" or "cuda"; show progress.

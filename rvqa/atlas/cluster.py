@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rvqa.atlas.run import Encoder, Settings, Task, compute_kind, encode_tasks
+from rvqa.atlas.run import Encoder, Settings, Task, compute_kind, default_threads, encode_tasks
 from rvqa.atlas.sources import Given
 from rvqa.errors import InputError
 from rvqa.tokenizer import CellTokenizer
@@ -62,7 +62,7 @@ def encode_on(
     folder
         That of the run's parts; the tokenizer is put there for the workers.
     threads
-        Of one task; by default those that a worker has.
+        Of one task; by default twice those that a worker has.
 
     Raises
     ------
@@ -122,7 +122,10 @@ def _encode(
         )
     results: list[tuple[np.ndarray, pa.Table]] = []
     encode_tasks(
-        encoder, [task], lambda task, codes, table: results.append((codes, table)), threads=threads or _threads()
+        encoder,
+        [task],
+        lambda task, codes, table: results.append((codes, table)),
+        threads=threads or default_threads(_threads()),
     )
     return results[0]
 

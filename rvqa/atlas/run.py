@@ -65,6 +65,11 @@ class Task:
     stop: int
 
 
+def default_threads(cores: int | None = None) -> int:
+    """Two threads a core (of PyTorch's, by default): while some wait for a disk, others compute."""
+    return 2 * (cores or torch.get_num_threads())
+
+
 def compute_kind(device: torch.device) -> dict[str, Any]:
     """What computes here: codes of two kinds do not go into one output."""
     backend = registry.select(device)
@@ -357,7 +362,7 @@ def encode_files(
     settings
         What decides the codes.
     threads
-        Threads that encode; as many as PyTorch uses by default.
+        Threads that read and encode; by default `default_threads()`.
     cluster
         `dask.distributed.Client`, or the address of a scheduler, to have the tasks done by its workers.
     force, in_place
@@ -412,7 +417,7 @@ def encode_files(
             progress(done_cells, cells)
 
         if cluster is None:
-            encode_tasks(encoder, left, keep, threads=threads or torch.get_num_threads())
+            encode_tasks(encoder, left, keep, threads=threads or default_threads())
         elif left:
             from rvqa.atlas.cluster import encode_on
 
