@@ -17,8 +17,8 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 demo: $(VENV)/installed   ## the whole path on real cells
 	$(VENV)/bin/rvqa demo
 
-test: $(VENV)/installed   ## the core tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+test: $(VENV)/installed   ## the core tests; tests/conftest.py says which files come first
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: $(VENV)/installed   ## how much of rvqa/ the tests run, without those that repeat it thousands of times
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --ignore tests/kernels --ignore tests/gpu --ignore tests/test_fuzz.py --ignore tests/test_variants.py \

@@ -106,7 +106,7 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what decides speed."""
-    names = ("rvqa", "torch", "numpy", "scipy", "faiss-cpu", "vector-quantize-pytorch", "scikit-learn")
+    names = ("rvqa", "torch", "numpy", "scipy", "faiss-cpu", "vector-quantize-pytorch", "scikit-learn", "scvi-tools")
     installed = {name for name in names if find_distribution(name)}
     return {"python": platform.python_version(), **{name: version(name) for name in names if name in installed}}
 
@@ -128,11 +128,12 @@ def report(name: str, rows: list[Row], figures: dict[str, float], *, as_json: bo
         f"{name}: {here['cpu']}, {here['threads']} of {here['cores']} cores, {here['isa']}, GPU {here['gpu']}",
         file=table,
     )
-    print(f"{'case':<24}{'contender':<16}{'value':>12} {'unit':<10}{'spread':>8}{'of floor':>10}", file=table)
+    a, b = (max([least, *(len(str(row[at])) + 1 for row in rows)]) for at, least in ((0, 24), (1, 16)))
+    print(f"{'case':<{a}}{'contender':<{b}}{'value':>12} {'unit':<10}{'spread':>8}{'of floor':>10}", file=table)
     for row in rows:
         share = "" if row.floor_share is None else f"{row.floor_share:.1%}"
         print(
-            f"{row.case:<24}{row.contender:<16}{row.value:>12.4g} {row.unit:<10}{row.spread:>8.0%}{share:>10}",
+            f"{row.case:<{a}}{row.contender:<{b}}{row.value:>12.4g} {row.unit:<10}{row.spread:>8.0%}{share:>10}",
             file=table,
         )
     if as_json:

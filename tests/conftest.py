@@ -1,9 +1,13 @@
-"""Fixtures shared by all tests: the real data files, where this machine has them."""
+"""Fixtures shared by all tests: the real data files, where this machine has them, and what is fitted on them once."""
 
+import fcntl
 import os
+import pickle
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +26,36 @@ DATA_FILES = (
     "tian2019_lung_cancer_lines",
     "papalexi2021_eccite_thp1_299genes",
 )
+
+LONGEST = (
+    "evaluation/test_evaluate_tokenizer.py",
+    "test_variants.py",
+    "gpu/test_triton.py",
+    "atlas/test_run.py",
+    "test_bad_input.py",
+    "test_fuzz.py",
+    "training/test_tokenizer_run.py",
+    "test_cli.py",
+    "test_demo.py",
+    "atlas/test_cluster.py",
+)
+"""Files that take 15 seconds and more. They come first, so that workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Torch as many threads after a test as before: numba sets those of OpenMP, which torch shares."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -65,17 +99,40 @@ def data_file(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def pbmc_tokenizer(read: Callable):
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """`once(name, make)`: the path that `make(path)` fills, in one of the workers alone; the others wait for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path = folder / name
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(folder / f"{name}.part")
+                (folder / f"{name}.part").rename(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def pbmc_tokenizer(read: Callable, once: Callable):
     """A tokenizer fitted briefly on real PBMC, of two studies with different genes."""
     from rvqa.tokenizer import CellTokenizer
     from rvqa.training.reference import read_reference
     from rvqa.training.tokenizer import TokenizerSettings
 
-    references = [
-        read_reference(read("pbmc3k_10x"), name="pbmc3k", labels="cell_type"),
-        read_reference(read("kang2018_ifnb_pbmc_2k"), name="kang", labels="cell_type"),
-    ]
-    return CellTokenizer.fit(references, TokenizerSettings(epochs=30), progress=False)
+    def fit(path: Path) -> None:
+        references = [
+            read_reference(read("pbmc3k_10x"), name="pbmc3k", labels="cell_type"),
+            read_reference(read("kang2018_ifnb_pbmc_2k"), name="kang", labels="cell_type"),
+        ]
+        tokenizer = CellTokenizer.fit(references, TokenizerSettings(epochs=15, batch_size=128), progress=False)
+        path.write_bytes(pickle.dumps(tokenizer))  # as it left the fit, not as it is after saving and loading
+
+    return pickle.loads(once("pbmc_tokenizer", fit).read_bytes())
 
 
 @pytest.fixture(scope="session")
@@ -87,11 +144,27 @@ def shipped(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def model(shipped):
-    """A model fitted briefly on those cells: real, small, not good."""
+def model_path(shipped, once: Callable) -> Path:
+    """Directory of a model fitted briefly on those cells: real, small, not good."""
     from rvqa.training.cpt import LanguageSettings
-    from rvqa.training.fit import FitSettings, fit_files
+    from rvqa.training.fit import FitSettings
     from rvqa.training.tokenizer import TokenizerSettings
+
+    settings = FitSettings(tokenizer=TokenizerSettings(epochs=60), language=LanguageSettings(steps=150, batch_size=64))
+    return once("model", lambda path: fit_shipped(shipped, settings).save_pretrained(path))
+
+
+@pytest.fixture(scope="session")
+def model(model_path):
+    """That model."""
+    import rvqa
+
+    return rvqa.load(model_path)
+
+
+def fit_shipped(shipped, settings):
+    """A model fitted on the cells of `shipped`."""
+    from rvqa.training.fit import fit_files
 
     return fit_files(
         shipped.references,
@@ -100,14 +173,26 @@ def model(shipped):
         condition="condition",
         control="control",
         library_size_key="depth",
-        settings=FitSettings(tokenizer=TokenizerSettings(epochs=60), language=LanguageSettings(steps=150)),
+        settings=settings,
         progress=False,
     )
 
 
-@pytest.fixture(scope="session")
-def model_path(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory that model was saved in."""
-    path = tmp_path_factory.mktemp("saved") / "model"
-    model.save_pretrained(path)
-    return path
+@pytest.fixture
+def rvqa_cli(monkeypatch, capsys):
+    """Run the command line in this process: exit code, what it wrote to standard output and to standard error."""
+    from rvqa import cli, files
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rvqa", *map(str, arguments)])
+        files.written.clear()
+        code = 0
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return run

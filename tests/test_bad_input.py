@@ -13,7 +13,6 @@ import tempfile
 import termios
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import anndata
 import h5py
@@ -25,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rvqa
-from rvqa import cli, files
+from rvqa import cli
 from rvqa.demo import SIMULATED
 from rvqa.errors import InputError
 
@@ -130,25 +129,6 @@ def small(cells, tmp_path_factory):
 def place(cells, small, model_path, tmp_path):
     (tmp_path / "results").mkdir()
     return Place(tmp_path, cells.copy(), model_path, small)
-
-
-@pytest.fixture
-def rvqa_cli(monkeypatch, capsys):
-    """Run the command line in this process: exit code, what it wrote to standard output and to standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rvqa", *map(str, arguments)])
-        files.written.clear()
-        code = 0
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return SimpleNamespace(code=code, out=said.out, err=said.err)
-
-    return run
 
 
 def state(folder):
@@ -677,8 +657,9 @@ def test_stopped_in_the_middle(command, name, place):
 
 
 def test_stopped_when_the_output_stands(place, rvqa_cli, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)  # a shell that starts the tests in the background has it ignored
     monkeypatch.setattr(cli, "_print_coverage", lambda _: signal.raise_signal(signal.SIGINT))
     done = rvqa_cli(*place.encode(place.small))
     assert done.code == 1
     assert done.err == f"rvqa: Stopped; {place.out} was complete by then.\n"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before

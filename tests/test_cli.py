@@ -41,30 +41,40 @@ sys.exit(sorted(set({heavy.split()}) & set(sys.modules)) or 0)
     assert ("Usage" in done.stdout) == bool(arguments[1:])
 
 
-def test_fit_annotate_perturb_encode_decode(shipped, cells_path, tmp_path):
-    """A user's whole way, with own files: labelled reference in, annotated cells out."""
+def test_fit_annotate_perturb_encode_decode(shipped, cells_path, tmp_path, rvqa_cli):
+    """A user's whole way, with own files: labelled reference in, annotated cells out.
+
+    `fit` in a process of its own, as `encode` in `atlas/test_run.py` and `perturb` in `test_bad_input.py`.
+    """
+
+    def done(*arguments):
+        said = rvqa_cli(*arguments)
+        assert said.code == 0, said.err
+        return said
+
     reference = tmp_path / "reference.h5ad"
     shipped.references[0].write_h5ad(reference)
     model = tmp_path / "model"
     options = ["--labels", "label", "--condition", "condition", "--control", "control", "--library-size-key", "depth"]
-    run("fit", reference, "-o", model, *options, "--steps", 20, "--quiet")
-    run("fit", reference, "-o", model, *options, "--steps", 20, "--quiet", code=2)
+    fit = ["fit", reference, "-o", model, *options, "--steps", 20, "--quiet"]
+    run(*fit)
+    assert rvqa_cli(*fit).code == 2
     depth = ["-m", model, "--library-size-key", "depth"]
 
     annotated = tmp_path / "annotated.h5ad"
-    assert "median confidence" in run("annotate", cells_path, *depth, "-o", annotated, "--quiet").stdout
+    assert "median confidence" in done("annotate", cells_path, *depth, "-o", annotated, "--quiet").out
     assert "rvqa_cell_type" in anndata.read_h5ad(annotated).obs
 
     encoded = tmp_path / "encoded.h5ad"
-    run("encode", cells_path, *depth, "-o", encoded)
+    done("encode", cells_path, *depth, "-o", encoded)
     codes = anndata.read_h5ad(encoded).obsm["rvqa_codes"]
     np.testing.assert_array_equal(codes, anndata.read_h5ad(annotated).obsm["rvqa_codes"])
 
     decoded = tmp_path / "decoded.h5ad"
-    run("decode", encoded, "-m", model, "-o", decoded, "--genes", "CD74, NKG7")
+    done("decode", encoded, "-m", model, "-o", decoded, "--genes", "CD74, NKG7")
     assert anndata.read_h5ad(decoded).var_names.tolist() == ["CD74", "NKG7"]
 
     predicted = tmp_path / "predicted.h5ad"
     asked = ["-p", SIMULATED, "--cell-type-key", "label", "--control-key", "condition", "--control-value", "control"]
-    run("perturb", cells_path, *depth, "-o", predicted, *asked, "--quiet")
+    done("perturb", cells_path, *depth, "-o", predicted, *asked, "--quiet")
     assert anndata.read_h5ad(predicted).uns["rvqa"]["perturbation"] == SIMULATED

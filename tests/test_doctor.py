@@ -41,15 +41,17 @@ def value(facts, name):
     return lines[0][17:]
 
 
-def test_command():
+def test_command(rvqa_cli):
     facts = json.loads(command("--json", code=0))
     assert facts["backends"]["reference"] is None
     assert facts["packages"]["torch"] == torch.__version__
     assert facts["python"] == platform.python_version()
-    assert command(code=0).endswith("usable: no problem found\n")
+    done = rvqa_cli("doctor")
+    assert done.code == 0
+    assert done.out.endswith("usable: no problem found\n")
 
 
-def test_nonsense_in_the_environment_is_told(tmp_path):
+def test_nonsense_in_the_environment_is_told(tmp_path, monkeypatch, rvqa_cli):
     nowhere = str(tmp_path / "nowhere")
     wrong = {"RVQA_BACKEND": "nonsense", "RVQA_DATA_DIR": nowhere, "RVQA_REF_DIR": nowhere, "OMP_NUM_THREADS": "many"}
     facts = json.loads(command("--json", code=1, **wrong))
@@ -57,9 +59,13 @@ def test_nonsense_in_the_environment_is_told(tmp_path):
     assert facts["backend"]["cpu_tensors"] is None
     assert facts["data"]["RVQA_DATA_DIR"] == {"path": nowhere, "exists": False, "h5ad": 0}
     assert "RVQA_REF_DIR" in facts["advice"][1]
-    said = command(code=1, **wrong)
-    assert "PROBLEM: RVQA_BACKEND='nonsense'" in said
-    assert said.count("does not exist") == 4
+    for name, text in wrong.items():
+        monkeypatch.setenv(name, text)
+    done = rvqa_cli("doctor")
+    assert done.code == 1
+    assert "PROBLEM: RVQA_BACKEND='nonsense'" in done.out
+    assert done.out.count("does not exist") == 4
+    assert "Traceback" not in done.err
 
 
 def test_folders(tmp_path, monkeypatch):

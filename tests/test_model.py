@@ -10,30 +10,50 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rvqa
 from rvqa.errors import InputError
 from rvqa.model import require_new_directory
+from tests.conftest import fit_shipped
 
 
-def test_load_gives_the_same_answers(model, model_path, shipped):
-    loaded = rvqa.load(model_path)
-    assert loaded.card == model.card
-    assert loaded.vocabulary == model.vocabulary
+@pytest.fixture(scope="module")
+def fitted(shipped):
+    """A model as it left a fit of two steps, not read from a directory."""
+    from rvqa.training.cpt import LanguageSettings
+    from rvqa.training.fit import FitSettings
+    from rvqa.training.tokenizer import TokenizerSettings
+
+    settings = FitSettings(tokenizer=TokenizerSettings(epochs=4), language=LanguageSettings(steps=2, batch_size=32))
+    return fit_shipped(shipped, settings)
+
+
+@pytest.fixture(scope="module")
+def fitted_path(fitted, tmp_path_factory):
+    """Directory that it was saved in."""
+    path = tmp_path_factory.mktemp("fitted") / "model"
+    fitted.save_pretrained(path)
+    return path
+
+
+def test_load_gives_the_same_answers(fitted, fitted_path, shipped):
+    loaded = rvqa.load(fitted_path)
+    assert loaded.card == fitted.card
+    assert loaded.vocabulary == fitted.vocabulary
     cells = next(iter(shipped.tests.values())).copy()
     first, second = (
-        rvqa.annotate(cells, each, library_size_key="depth", copy=True, progress=False) for each in (model, loaded)
+        rvqa.annotate(cells, each, library_size_key="depth", copy=True, progress=False) for each in (fitted, loaded)
     )
     np.testing.assert_array_equal(first.obsm["rvqa_codes"], second.obsm["rvqa_codes"])
     np.testing.assert_array_equal(first.obsm["rvqa_probabilities"], second.obsm["rvqa_probabilities"])
 
 
-def test_transformers_opens_it_without_rvqa(model, model_path):
-    language_model = AutoModelForCausalLM.from_pretrained(model_path, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True)
-    assert tokenizer.convert_tokens_to_ids("<|cell|>") == model.vocabulary.opener
-    assert tokenizer.convert_tokens_to_ids("<|/cell|>") == model.vocabulary.closer
-    for name, tensor in model.language_model.state_dict().items():
+def test_transformers_opens_it_without_rvqa(fitted, fitted_path):
+    language_model = AutoModelForCausalLM.from_pretrained(fitted_path, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(fitted_path, local_files_only=True)
+    assert tokenizer.convert_tokens_to_ids("<|cell|>") == fitted.vocabulary.opener
+    assert tokenizer.convert_tokens_to_ids("<|/cell|>") == fitted.vocabulary.closer
+    for name, tensor in fitted.language_model.state_dict().items():
         assert torch.equal(language_model.state_dict()[name], tensor), name
     assert sum(parameter.numel() for parameter in language_model.parameters()) <= 1_500_000
-    assert not list(model_path.rglob("*.bin"))
-    assert not list(model_path.rglob("*.pt"))
+    assert not list(fitted_path.rglob("*.bin"))
+    assert not list(fitted_path.rglob("*.pt"))
 
 
 def test_card_says_where_the_model_comes_from(model_path):

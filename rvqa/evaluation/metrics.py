@@ -1,4 +1,4 @@
-"""Metrics, each once, equal to scikit-learn's and SciPy's where these define one.
+"""Metrics, each once, equal to scikit-learn's, SciPy's and cell-eval's where these define one.
 
 N cells, M levels, G genes. "Profile": mean over cells of log1p of counts per 10,000, [G].
 """
@@ -105,8 +105,9 @@ class ShiftTruth:
         Returns
         -------
         dict
-            `mse_top`: mean squared error over the top genes; `mse`: over all genes; `pearson_shift`: correlation over
-            all genes of predicted and true shift against control, NaN where no shift is predicted.
+            `mse_top`: mean squared error over the top genes; `mse`: over all genes, cell-eval's `mse`; `pearson_shift`:
+            correlation over all genes of predicted and true shift against control, NaN where no shift is predicted,
+            cell-eval's `pearson_delta` for predictions with the true control cells.
         """
         shift_G, error_G = predicted_G - self.control_G, predicted_G - self.perturbed_G
         moves = float(np.abs(shift_G).max()) > 0

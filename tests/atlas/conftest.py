@@ -1,5 +1,7 @@
 """Real cells, their codes in memory, and files of every form."""
 
+import multiprocessing
+
 import anndata
 import h5py
 import numpy as np
@@ -26,6 +28,14 @@ def right(cells, pbmc_tokenizer) -> np.ndarray:
     adata = cells.copy()
     rvqa.encode(adata, pbmc_tokenizer)
     return adata.obsm["rvqa_codes"]
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """New processes that have all modules from the start: to import them takes ten times as long as a run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zarr", "tests.atlas.test_run", "tests.atlas.test_disk"])
+    return context
 
 
 DENSE = slice(0, 5000)

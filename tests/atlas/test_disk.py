@@ -1,7 +1,8 @@
 """A disk that is full, and files compressed by filters that HDF5 does not bring along."""
 
+import resource
+import signal
 import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -11,23 +12,21 @@ import rvqa
 from rvqa.atlas import hdf5
 from rvqa.atlas.run import Settings, encode_files
 from rvqa.errors import InputError
+from rvqa.tokenizer import CellTokenizer
 from tests.atlas.conftest import rewrite
 from tests.atlas.test_run import bytes_of, saved
 
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from rvqa.atlas.run import Settings, encode_files
-from rvqa.errors import InputError
-from rvqa.tokenizer import CellTokenizer
-tokenizer = CellTokenizer.from_pretrained(sys.argv[1])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
-try:
-    encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=200), threads=2)
-except InputError as error:
-    sys.exit(f"refused: {error}")
-"""
+
+def encode_limited(tokenizer, path, out, size, said):
+    """Encode where no file may be larger than `size`, and send what is said."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        encode_files(path, CellTokenizer.from_pretrained(tokenizer), out, settings=Settings(cells=200), threads=2)
+    except InputError as error:
+        said.send(f"refused: {error}")
+    else:
+        said.send("done")
 
 
 @pytest.fixture
@@ -60,16 +59,18 @@ def test_a_full_disk(cells, right, pbmc_tokenizer, tmp_path, small_disk, suffix)
 
 
 @pytest.mark.parametrize("suffix", [".rvq", ".parquet"])
-def test_an_output_that_may_not_be_that_large(cells, right, pbmc_tokenizer, tmp_path, suffix):
+def test_an_output_that_may_not_be_that_large(cells, right, pbmc_tokenizer, processes, tmp_path, suffix):
     """Parts fit and the whole does not: nothing is left half-written, and the rest of the work is small."""
     path, out = tmp_path / "cells.h5ad", tmp_path / f"a{suffix}"
     cells.write_h5ad(path)
     tokenizer = saved(pbmc_tokenizer, tmp_path / "tokenizer")
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, tokenizer, path, out, "20000"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr
-    assert "refused" in done.stderr, done.stderr
+    said, send = processes.Pipe(duplex=False)
+    child = processes.Process(target=encode_limited, args=(tokenizer, path, out, 20_000, send))
+    child.start()
+    send.close()
+    assert said.recv().startswith("refused")
+    child.join()
+    assert child.exitcode == 0
     assert not out.exists()
     encode_files(path, pbmc_tokenizer, out, settings=Settings(cells=200))
     assert np.array_equal(rvqa.open_codes(out)[:], right)

@@ -18,6 +18,7 @@ import rvqa
 from rvqa.atlas import matrices, run, rvq
 from rvqa.atlas.run import Settings, encode_files
 from rvqa.errors import InputError
+from rvqa.tokenizer import CellTokenizer
 from tests.atlas.conftest import DENSE
 
 CELLS = 300
@@ -271,36 +272,33 @@ def test_a_read_error_in_the_middle(cells, right, pbmc_tokenizer, tmp_path, monk
     assert np.array_equal(encoded(path, pbmc_tokenizer, out)[:], right)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from rvqa.atlas.run import Settings, encode_files
-from rvqa.tokenizer import CellTokenizer
-tokenizer = CellTokenizer.from_pretrained(sys.argv[1])
-print("ready", flush=True)
-encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=60), threads=2)
-"""
+def encode_in_child(tokenizer, path, out, ready):
+    tokenizer = CellTokenizer.from_pretrained(tokenizer)
+    ready.send("ready")
+    encode_files(path, tokenizer, out, settings=Settings(cells=60), threads=2)
 
 
 @pytest.mark.parametrize("suffix", [".rvq", ".zarr"])
-def test_killed_at_any_moment(cells, pbmc_tokenizer, tmp_path, suffix):
+def test_killed_at_any_moment(cells, pbmc_tokenizer, processes, tmp_path, suffix):
     """SIGKILL at random moments of one run after another, then one to the end; never a corrupt output that opens."""
     tokenizer, path = saved(pbmc_tokenizer, tmp_path / "tokenizer"), tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
+    encoded(path, pbmc_tokenizer, tmp_path / f"first{suffix}", cells=60)
+    start = time.perf_counter()
     encoded(path, pbmc_tokenizer, whole, cells=60)
+    took = time.perf_counter() - start
     rng, kills = np.random.default_rng(0), 0
     for _ in range(5):
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, tokenizer, path, out], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        child.stdout.readline()
-        time.sleep(rng.uniform(0.05, 0.6))
-        child.send_signal(signal.SIGKILL)
-        code = child.wait()
-        child.stdout.close()
-        child.stderr.close()
-        kills += code == -signal.SIGKILL
+        ready, send = processes.Pipe(duplex=False)
+        child = processes.Process(target=encode_in_child, args=(tokenizer, path, out, send))
+        child.start()
+        send.close()
+        assert ready.recv() == "ready"
+        time.sleep(rng.uniform(0.05, 0.5) * took)
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
         if out.exists():
             break
     else:
@@ -380,17 +378,18 @@ def test_unknown_columns_are_refused_before_any_work(cells, pbmc_tokenizer, tmp_
     assert sorted(os.listdir(tmp_path)) == ["cells.h5ad"]
 
 
-def test_the_command_line(cells, right, model_path, tmp_path, pbmc_tokenizer):
+def test_the_command_line(cells, right, tmp_path, pbmc_tokenizer, rvqa_cli):
     path, tokenizer = tmp_path / "cells.h5ad", saved(pbmc_tokenizer, tmp_path / "tokenizer")
     cells.write_h5ad(path)
-    command = [sys.executable, "-m", "rvqa", "encode", path, "-m", tokenizer, "-o", tmp_path / "a.rvq"]
-    done = subprocess.run([*command, "--obs", "cell_type", "--json"], capture_output=True, text=True, check=True)
+    command = ["encode", path, "-m", tokenizer, "-o", tmp_path / "a.rvq"]
+    process = [sys.executable, "-m", "rvqa", *command, "--obs", "cell_type", "--json"]
+    done = subprocess.run(process, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert (lines[-1]["cells"], lines[-1]["resumed"], lines[-2]["cells"], lines[-2]["of"]) == (2_000, 0, 2_000, 2_000)
     assert np.array_equal(rvqa.open_codes(tmp_path / "a.rvq")[:], right)
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "exists" in again.stderr
+    again = rvqa_cli(*command)
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert "exists" in again.err
 
 
 def test_encode_with_out(cells, right, pbmc_tokenizer, tmp_path):

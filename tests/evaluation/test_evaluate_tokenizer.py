@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rvqa.cli import app
 from rvqa.tokenizer import CellTokenizer
 from tests.test_cli import run
 
@@ -17,12 +19,13 @@ def fitted(data_dir, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "fitted"
     files = [data_dir / f"{name}.h5ad" for name in FILES]
     options = ["--held-out", "1244,1256", "--validation", "1039", "--epochs", 10, "--quiet"]
-    done = run("fit-tokenizer", *files, "-o", path, *options)
-    assert "genes" in done.stdout
+    done = CliRunner().invoke(app, [str(each) for each in ("fit-tokenizer", *files, "-o", path, *options)])
+    assert done.exit_code == 0, done.output
+    assert "genes" in done.output
     return path
 
 
-def test_what_a_fit_leaves(fitted, data_dir):
+def test_what_a_fit_leaves(fitted, data_dir, rvqa_cli):
     facts = json.loads((fitted / "fit.json").read_text())
     assert facts["held_out_donors"] == ["1244", "1256"]
     assert facts["cells"]["held out"] == 594
@@ -30,10 +33,13 @@ def test_what_a_fit_leaves(fitted, data_dir):
     assert facts["settings"]["epochs"] == 10
     assert 0 < facts["fit_seconds"] <= facts["seconds"]
     assert len(CellTokenizer.from_pretrained(fitted).axis) == facts["genes"]
-    again = run("fit-tokenizer", data_dir / "pbmc3k_10x.h5ad", "-o", fitted, code=2)
-    assert "--force" in again.stderr
-    wrong = run("fit-tokenizer", data_dir / "pbmc3k_10x.h5ad", "-o", fitted.parent / "x", "--preset", "huge", code=2)
-    assert "small, atlas" in wrong.stderr
+    again = rvqa_cli("fit-tokenizer", data_dir / "pbmc3k_10x.h5ad", "-o", fitted)
+    assert again.code == 2
+    assert "--force" in again.err
+    wrong = rvqa_cli("fit-tokenizer", data_dir / "pbmc3k_10x.h5ad", "-o", fitted.parent / "x", "--preset", "huge")
+    assert wrong.code == 2
+    assert "small, atlas" in wrong.err
+    assert "Traceback" not in again.err + wrong.err
 
 
 def test_figures(fitted, data_dir, tmp_path):
@@ -67,9 +73,12 @@ def test_figures(fitted, data_dir, tmp_path):
     assert result["odd_cells"]["zheng2017_sorted_pbmc_3500"]["doublets"] > 0.5
 
 
-def test_a_directory_without_a_record_is_refused(data_dir, tmp_path, fitted):
+def test_a_directory_without_a_record_is_refused(data_dir, tmp_path, fitted, rvqa_cli):
     CellTokenizer.from_pretrained(fitted).save_pretrained(tmp_path / "bare")
-    done = run("evaluate", "tokenizer", tmp_path / "bare", "--data", data_dir / "pbmc3k_10x.h5ad", code=2)
-    assert "split.parquet" in done.stderr
-    seen = run("evaluate", "tokenizer", fitted, "--data", data_dir / "pbmc3k_10x.h5ad", code=2)
-    assert "50 unseen cells" in seen.stderr
+    bare = rvqa_cli("evaluate", "tokenizer", tmp_path / "bare", "--data", data_dir / "pbmc3k_10x.h5ad")
+    assert bare.code == 2
+    assert "split.parquet" in bare.err
+    seen = rvqa_cli("evaluate", "tokenizer", fitted, "--data", data_dir / "pbmc3k_10x.h5ad")
+    assert seen.code == 2
+    assert "50 unseen cells" in seen.err
+    assert "Traceback" not in bare.err + seen.err

@@ -50,6 +50,25 @@ def test_shift_scores():
     )
 
 
+@pytest.mark.parametrize(
+    ("form", "tolerance"),
+    [(np.asarray, 1e-12), (sp.csr_matrix, 1e-12), (lambda cells: sp.csr_matrix(cells, dtype=np.float32), 1e-6)],
+)
+def test_shift_scores_equal_cell_eval(kang, form, tolerance):
+    """Numbers of cell-eval 0.8.2 (polars 2.1.0, SciPy 1.17.1), made once in an environment of its own.
+
+    `MetricsEvaluator(..., skip_de=True).compute(profile="anndata")` on these cells, which it leaves as they are (counts
+    it would normalise to their median). The predicted AnnData has the true control cells: cell-eval takes the shift
+    predicted from the control cells predicted, we from the true ones. It has no error over top genes; `mse_top` is its
+    `mse` on an embedding (`embed_key`) of the 50 genes of largest |t| by `scipy.stats.ttest_ind(equal_var=False)`.
+    """
+    truth = ShiftTruth.of(form(kang("CD14+ Monocyte", "ctrl")), form(kang("CD14+ Monocyte", "stim")))
+    scores = truth.scores(np.asarray(form(kang("FCGR3A+ Monocyte", "stim")).mean(0)).ravel())
+    assert scores["pearson_shift"] == pytest.approx(0.9184057096797286, rel=tolerance)
+    assert scores["mse"] == pytest.approx(0.008757537615172709, rel=tolerance)
+    assert scores["mse_top"] == pytest.approx(0.03274659912147623, rel=tolerance)
+
+
 def test_perturbation_baselines_by_hand():
     controls = {"near": np.array([1.0, 0.0]), "far": np.array([9.0, 9.0])}
     shifts = {"near": np.array([1.0, 1.0]), "far": np.array([3.0, -1.0])}
