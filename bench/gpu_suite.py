@@ -159,6 +159,27 @@ def bench(options: argparse.Namespace, began: float) -> None:
         figures[f"csr_cells_per_s_G{G}"] = cells / mine
         ratio = figures[f"csr_ratio_cusparse_G{G}"] = seconds(sparse) / mine
         say(f"csr_project G={G}: {cells / mine:.4g} cells/s, cuSPARSE takes {ratio:.3g} times as long")
+    V, opener = (1_000, 733) if options.small else (151_936, 151_669)
+    first = opener + 1 + 32 * torch.arange(8, device=device)
+    windows = torch.stack([first, first + 32, torch.ones_like(first)], dim=1)
+    for B in (1, 64, 256):
+        logits = torch.randn(B, V, device=device)
+        states = torch.randint(0, 8, (B,), device=device)
+        right, bias = logits.cpu(), torch.full((8, V), -torch.inf, device=device)
+        reference.apply_span_mask_(right, states.cpu(), windows.cpu())
+        for row, (lo, hi, _) in zip(bias, windows.tolist(), strict=True):
+            row[lo:hi] = 0
+        if not torch.equal(ops.apply_span_mask_(logits, states, windows).cpu(), right):
+            sys.exit(f"apply_span_mask_ differs from the reference at B={B}: nothing more was timed")
+        mine = seconds(lambda x=logits, s=states, w=windows: ops.apply_span_mask_(x, s, w))
+        added = seconds(lambda x=logits, s=states, b=bias: x.add_(b[s]))
+        filled = seconds(lambda x=logits: x.fill_(-torch.inf))
+        figures |= {
+            f"mask_us_B{B}": 1e6 * mine,
+            f"mask_ratio_bias_B{B}": added / mine,
+            f"mask_of_fill_B{B}": filled / mine,
+        }
+        say(f"mask B={B}: {1e6 * mine:.1f} us, a gathered bias {1e6 * added:.1f}, fill_ {1e6 * filled:.1f}")
     say(f"{time.monotonic() - began:.0f} s")
     print(json.dumps({"name": "gpu_suite", "figures": figures}))
 

@@ -6,12 +6,14 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "cpu/counts.h"
 #include "cpu/isa.h"
+#include "cpu/mask.h"
 #include "cpu/pool.h"
 #include "cpu/project.h"
 #include "cpu/quantize.h"
@@ -101,6 +103,15 @@ int64_t csr_totals(Address indptr, Address indices, const std::string& index_dty
     });
 }
 
+int64_t apply_span_mask(Address logits, int64_t B, int64_t V, int64_t stride, const std::string& dtype, Address states,
+                        const std::string& state_dtype, Address windows, int64_t S, int threads) {
+    const rvqa::Logits rows{at<void>(logits), B, V, stride, real(dtype)};
+    const bool wide = state_dtype == "int64";
+    const py::gil_scoped_release release;
+    return wide ? rvqa::apply_span_mask(rows, at<int64_t>(states), at<int64_t>(windows), S, threads)
+                : rvqa::apply_span_mask(rows, at<int32_t>(states), at<int64_t>(windows), S, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -135,7 +146,17 @@ PYBIND11_MODULE(_native, module) {
     module.def("csr_project", &csr_project);
     module.def("csr_totals", &csr_totals);
 
+    module.def("apply_span_mask", &apply_span_mask);
+
     // Floors that benches measure.
+    module.def(
+        "set_memory",
+        [](Address to, int64_t bytes, int threads) {
+            rvqa::parallel(bytes, 1 << 18, threads, [&](int64_t begin, int64_t end) {
+                std::memset(at<char>(to) + begin, 0xFF, std::size_t(end - begin));
+            });
+        },
+        release);
     module.def(
         "multiply_add",
         [](int64_t rounds, int threads) {

@@ -69,6 +69,18 @@ def require_codes(codes_NM: Tensor, K: int) -> None:
         )
 
 
+def require_states(states_B: Tensor, S: int) -> None:
+    """States are -1 or have a window; looked at on a CPU only, and not while torch.compile reads the code."""
+    if states_B.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong_B = (states_B < -1) | (states_B >= S)
+    if bool(wrong_B.any()):
+        row = int(wrong_B.nonzero()[0])
+        raise InputError(
+            f"{int(wrong_B.sum()):,} states are outside -1..{S - 1}; the first is {int(states_B[row])} in row {row}"
+        )
+
+
 def require_projectable(
     indptr: Tensor,
     indices: Tensor,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rvqa.errors import InputError
-from rvqa.kernels.checks import require_codes, require_projectable
+from rvqa.kernels.checks import require_codes, require_projectable, require_states
 
 _native = import_module("rvqa._native")
 
@@ -177,6 +177,23 @@ def csr_totals(
         total_N.data_ptr(),
     )
     return total_N, wrong
+
+
+def apply_span_mask_(logits_BV: Tensor, states_B: Tensor, windows_S3: Tensor) -> None:
+    """Ids that a row may not write to -inf, in place; checks while it reads."""
+    wrong = _native.apply_span_mask(
+        logits_BV.data_ptr(),
+        *logits_BV.shape,
+        logits_BV.stride(0),
+        _NAMES[logits_BV.dtype],
+        states_B.data_ptr(),
+        _NAMES[states_B.dtype],
+        windows_S3.data_ptr(),
+        windows_S3.shape[0],
+        torch.get_num_threads(),
+    )
+    if wrong:
+        require_states(states_B, windows_S3.shape[0])
 
 
 def _rows(indptr: Tensor, indices: Tensor, data: Tensor) -> tuple[int | str, ...]:

@@ -357,6 +357,57 @@ def csr_totals(
     return total_N, int(wrong)
 
 
+def apply_span_mask_(logits: Tensor, states: Tensor, windows: Tensor) -> Tensor:
+    """Set the logits of ids that a row may not write to -inf, in place.
+
+    Parameters
+    ----------
+    logits
+        float32, bfloat16 or float16 [B, V], contiguous columns at any distance between rows.
+    states
+        int32 or int64 [B]: which window each row follows; -1 leaves the row as it is.
+    windows
+        int64 [S, 3], contiguous: lo, hi and inside. With inside 1 only ids in [lo, hi) stay, with 0 all others; an
+        empty window has hi <= lo.
+
+    Returns
+    -------
+    torch.Tensor
+        The same `logits`. What stays keeps its bits.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A `ValueError`: wrong dtype, shape or strides, logits that want a gradient, or on a CPU a state outside -1..S-1
+        (number and first), before anything is written. Elsewhere values are not looked at, so that nothing waits for
+        the device: a row with such a state stays as it is.
+    """
+    checks.require_dtype("logits", logits, _LATENT_DTYPES)
+    checks.require_dtype("states", states, _INDEX_DTYPES)
+    checks.require_dtype("windows", windows, (torch.int64,))
+    sizes, table = logits.shape, windows.shape
+    if len(sizes) != 2 or states.shape != sizes[:1] or len(table) != 2 or table[1] != 3:
+        raise InputError(
+            f"logits {tuple(sizes)}, states {tuple(states.shape)} and windows {tuple(table)} do not fit as [B, V], [B] "
+            "and [S, 3]"
+        )
+    (B, V), (row, column) = sizes, logits.stride()
+    if (B > 1 and row < V) or (V > 1 and column != 1) or not windows.is_contiguous():
+        raise InputError(
+            f"logits {tuple(sizes)} have strides {logits.stride()}, windows {windows.stride()}; expected contiguous "
+            "columns in rows that do not overlap, and contiguous windows"
+        )
+    device = logits.device
+    if states.device != device or windows.device != device:
+        raise InputError(
+            f"logits are on {device}, states on {states.device}, windows on {windows.device}; expected one"
+        )
+    if logits.requires_grad and torch.is_grad_enabled():
+        raise InputError("logits want a gradient, which this has not; use rvqa.grammar.apply_mask_")
+    torch.ops.rvqa.apply_span_mask_.default(logits, states, windows)
+    return logits
+
+
 # ---- operators: valid shapes and dtypes in, values checked here or by the backend ------------------------------------
 
 _library = torch.library.Library("rvqa", "DEF")
@@ -494,6 +545,17 @@ def _csr_totals(
     if wrong < 0:
         raise InputError("indptr decreases, or leaves the entries; it is not of this matrix")
     return total_N, torch.tensor(wrong, dtype=torch.int64, device=indptr.device)
+
+
+def _fake_masked(logits: Tensor, states: Tensor, windows: Tensor) -> None:
+    return None
+
+
+@_operator("apply_span_mask_(Tensor(a!) logits, Tensor states, Tensor windows) -> ()", _fake_masked)
+def _apply_span_mask_(logits: Tensor, states: Tensor, windows: Tensor) -> None:
+    if not logits.is_inference():  # so that autograd knows, should it have kept them
+        torch.autograd.graph.increment_version(logits)
+    registry.dispatch("apply_span_mask_", logits.device)(logits, states.contiguous(), windows)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ row alone and every CPU backend can be equal to the last bit:
 with a rounding after every operation; fma rounds once, float32(value_g * W[g] + hidden). A row without counts gives the
 bias.
 
+**Masking** sets the logits that a row's window rules out to -inf and touches nothing else.
+
 **Decoding** adds codewords in float32, level by level: ((c_0 + c_1) + c_2) + ...
 
 Shapes and dtypes are taken to be valid: `rvqa.kernels.ops` checks them. Memory: blocks of rows, about 100 MB besides
@@ -34,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqa.kernels.checks import require_codes, require_projectable
+from rvqa.kernels.checks import require_codes, require_projectable, require_states
 
 _BLOCK = 1 << 20
 """Elements of the largest temporary of a block of rows."""
@@ -190,6 +192,22 @@ def csr_totals(
         known_E = torch.ones_like(outside_E) if known_C is None else known_C[column_E]
         total_N.index_add_(0, row_E, torch.where(known_E, count_E, 0.0))
     return total_N, wrong
+
+
+def apply_span_mask_(logits_BV: Tensor, states_B: Tensor, windows_S3: Tensor) -> None:
+    """Ids that a row may not write to -inf, in place.
+
+    Row b follows window states[b], (lo, hi, inside): only ids in [lo, hi) stay where inside is not 0, all others where
+    it is. A state without a window leaves its row; on a CPU only -1 may be one. Gradients reach what stays.
+    """
+    require_states(states_B, len(windows_S3))
+    if len(windows_S3) == 0:
+        return
+    has_window_B = (states_B >= 0) & (states_B < len(windows_S3))
+    lo_B, hi_B, inside_B = windows_S3[states_B.clamp(0, len(windows_S3) - 1)].unbind(1)
+    id_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
+    within_BV = (id_V >= lo_B[:, None]) & (id_V < hi_B[:, None])
+    logits_BV.masked_fill_((within_BV != (inside_B != 0)[:, None]) & has_window_B[:, None], -torch.inf)
 
 
 def log1p(y: Tensor) -> Tensor:

@@ -21,7 +21,16 @@ import torch
 
 from rvqa.errors import InputError
 
-OPERATIONS = ("pack", "residual_quantize", "nearest_codeword", "residual_norms", "decode", "csr_project", "csr_totals")
+OPERATIONS = (
+    "pack",
+    "residual_quantize",
+    "nearest_codeword",
+    "residual_norms",
+    "decode",
+    "csr_project",
+    "csr_totals",
+    "apply_span_mask_",
+)
 
 _MODULES = {
     "reference": "rvqa.kernels.reference",

@@ -11,11 +11,20 @@ import triton
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rvqa.kernels import triton_codes, triton_csr
-from rvqa.kernels.checks import require_codes, require_projectable
+from rvqa.kernels import triton_codes, triton_csr, triton_mask
+from rvqa.kernels.checks import require_codes, require_projectable, require_states
 from rvqa.kernels.reference import csr_totals, finite_rows, pack, residual_norms
 
-__all__ = ["csr_project", "csr_totals", "decode", "nearest_codeword", "pack", "residual_norms", "residual_quantize"]
+__all__ = [
+    "apply_span_mask_",
+    "csr_project",
+    "csr_totals",
+    "decode",
+    "nearest_codeword",
+    "pack",
+    "residual_norms",
+    "residual_quantize",
+]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -66,3 +75,9 @@ def csr_project(
     if data.dtype == torch.uint32:  # Triton's interpreter and torch's gathers know it badly
         data = data.double()
     return triton_csr.csr_project(indptr, indices, data, W_GH, bias_H, target_sum, column_map, library_size)
+
+
+def apply_span_mask_(logits_BV: Tensor, states_B: Tensor, windows_S3: Tensor) -> None:
+    """Ids that a row may not write to -inf, in place."""
+    require_states(states_B, len(windows_S3))
+    triton_mask.apply_span_mask_(logits_BV, states_B, windows_S3)

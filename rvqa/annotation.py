@@ -1,29 +1,30 @@
 """`annotate`: cell types of cells, chosen by the language model from a closed set of labels.
 
-All labels are scored in one forward pass a batch. The labels' tokens stand side by side behind the prompt; each label
-sees the prompt and itself alone, at the positions it would have if it stood there alone (a tree of attention). The
-score of a label is the log probability of its tokens and the end token; a softmax over the labels gives
-probabilities.
+The score of a label is the log probability that the model's answer begins as only this label does: that of the fewest
+of its tokens that no other label begins with (of a label that begins another one, its end token is among them). What
+follows is certain among the labels, and costs nothing. A softmax over the labels, at the temperature that the model was
+calibrated with, gives probabilities. In this process all labels are scored in one forward pass
+(`rvqa.serving.scoring`); vLLM scores each as the end of a prompt.
 
-Shapes: B cells, P prompt ids, T ids of all labels, C labels, H hidden width, V vocabulary.
+Legend: N cells, M levels, C labels.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from tqdm import tqdm
 
 from rvqa.codes import cell_codes, copy_of, record, write_codes
 from rvqa.errors import InputError
+from rvqa.grammar import Rule
 from rvqa.model import Model
 from rvqa.obs import require_known
-from rvqa.prompts import ANNOTATE
-
-_LOGITS = 50_000_000
-"""Entries of the largest block of logits, B x T x V."""
+from rvqa.prompts import ANNOTATE, EVIDENCE
+from rvqa.serving.engine import Ask, Engine, gather, open_engine
 
 
 def annotate(
@@ -36,6 +37,9 @@ def annotate(
     recover: bool = False,
     key_added: str = "rvqa",
     copy: bool = False,
+    engine: str | Engine = "hf",
+    reasoning: int = 0,
+    resume: str | Path | None = None,
     progress: bool = True,
 ) -> AnnData | None:
     """Annotate cells with cell types.
@@ -50,6 +54,15 @@ def annotate(
         Closed set to choose from; by default every label the model was taught. A subset is allowed.
     layer, library_size_key, recover, key_added, copy
         As for `rvqa.encode`.
+    engine
+        What runs the language model: "hf" in this process (all labels in one forward pass), "vllm" in this process, or
+        the address of a vLLM server, "http://host:8000" (docs/serving.md). All give the same labels.
+    reasoning
+        0: the label at once. Else the model first writes up to so many tokens of evidence, and labels are scored after
+        them. Slower by far, and of use only with a model that was taught to.
+    resume
+        File that keeps replies as they come (made where it is missing): when the engine or this process stops, the same
+        call goes on from it.
     progress
         Show a progress bar.
 
@@ -61,12 +74,15 @@ def annotate(
         `obs["rvqa_confidence"]`, float32: probability of that label among the set;
         `obs["rvqa_alternative"]`, categorical: the second likeliest label (absent with one label);
         `obs["rvqa_ontology_id"]`, categorical: Cell Ontology id of the label, "" where the model knows none;
-        `obsm["rvqa_probabilities"]`, float32 [N, labels], its columns named by `uns["rvqa"]["labels"]`.
+        `obsm["rvqa_probabilities"]`, float32 [N, labels], its columns named by `uns["rvqa"]["labels"]`;
+        with `reasoning`, `obs["rvqa_reasoning"]`: the words, as the model wrote them; nothing has checked them.
 
     Raises
     ------
     rvqa.errors.InputError
-        As for `rvqa.encode`; no labels, a repeated one, or one the model was not taught.
+        As for `rvqa.encode`; no labels, a repeated one, or one the model was not taught; an engine that is not there.
+    rvqa.errors.EngineError
+        A server that stopped answering.
 
     Examples
     --------
@@ -79,10 +95,16 @@ def annotate(
             f"labels has {len(chosen)} entries, {len(set(chosen))} of them different; give each label once."
         )
     require_known("label of this model", chosen, model.card.labels)
+    if not isinstance(reasoning, int) or reasoning < 0:
+        raise InputError(f"reasoning is {reasoning!r}; expected a number of tokens, 0 for none.")
+    runs = open_engine(model, engine)
     codes_NM, alignment = cell_codes(
         adata, model.cell_tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
     )
-    probability_NC = label_probabilities(model, codes_NM, chosen, progress=progress)
+    score_NC, words = label_scores(
+        model, codes_NM, chosen, engine=runs, reasoning=reasoning, resume=resume, progress=progress
+    )
+    probability_NC = label_probabilities(model, score_NC)
 
     target = copy_of(adata) if copy else adata
     write_codes(target, model.cell_tokenizer, codes_NM, key_added)
@@ -96,6 +118,8 @@ def annotate(
         target.obs[f"{key_added}_alternative"] = _used(names[order_NC[:, 1]], chosen)
     target.obs[f"{key_added}_ontology_id"] = pd.Categorical(terms[best_N])
     target.obsm[f"{key_added}_probabilities"] = probability_NC
+    if reasoning:
+        target.obs[f"{key_added}_reasoning"] = words
     record(target, key_added, {"coverage": alignment.report(), "model": model.source, "labels": chosen})
     return target if copy else None
 
@@ -105,11 +129,22 @@ def _used(labels_N: np.ndarray, chosen: list[str]) -> pd.Categorical:
     return pd.Categorical(labels_N, categories=chosen).remove_unused_categories()
 
 
-@torch.inference_mode()
-def label_probabilities(
-    model: Model, codes_NM: np.ndarray, labels: Sequence[str], *, progress: bool = False
-) -> np.ndarray:
-    """Probability of every label for every cell, float32 [N, C]; rows add up to 1.
+def label_probabilities(model: Model, score_NC: np.ndarray) -> np.ndarray:
+    """Calibrated probabilities of labels, float32 [N, C], from their scores: rows add up to 1."""
+    return (torch.from_numpy(score_NC) / model.card.calibration).softmax(-1).numpy()
+
+
+def label_scores(
+    model: Model,
+    codes_NM: np.ndarray,
+    labels: Sequence[str],
+    *,
+    engine: str | Engine = "hf",
+    reasoning: int = 0,
+    resume: str | Path | None = None,
+    progress: bool = False,
+) -> tuple[np.ndarray, list[str]]:
+    """Log probability of every label for every cell, and the words before them.
 
     Parameters
     ----------
@@ -119,42 +154,39 @@ def label_probabilities(
         Codes uint8 [N, M].
     labels
         Texts to score; the model need not have been taught them.
-    progress
-        Show a progress bar.
+    engine, reasoning, resume, progress
+        As for `annotate`.
+
+    Returns
+    -------
+    tuple
+        Nats, float32 [N, C]; and N texts, empty without `reasoning`.
     """
     if not len(codes_NM):
-        return np.zeros((0, len(labels)), dtype=np.float32)
-    prompts, network = model.prompts, model.language_model
-    device, dtype = network.device, network.dtype
-    answers = [torch.from_numpy(prompts.answer(ANNOTATE.answer, label=label)[0]) for label in labels]
-    label_T = torch.repeat_interleave(torch.tensor([len(answer) for answer in answers])).to(device)
-    answer_T = torch.cat(answers).to(device)
-    offset_T = torch.cat([torch.arange(len(answer)) for answer in answers]).to(device)
-    T = len(answer_T)
-    P = prompts.ids(ANNOTATE.prompt, codes_NM[:1]).shape[1]
+        return np.zeros((0, len(labels)), dtype=np.float32), []
+    prompts = model.prompts
+    runs = open_engine(model, engine)
+    answers = beginnings([prompts.answer(ANNOTATE.answer, label=label)[0].tolist() for label in labels])
+    task = EVIDENCE if reasoning else ANNOTATE
+    rows = [tuple(row) for row in prompts.ids(task.prompt, codes_NM).tolist()]
+    words = [""] * len(rows)
+    if reasoning:
+        asks = [Ask(row, rule=Rule("text"), max_tokens=reasoning) for row in rows]
+        replies = gather(model, runs, asks, title="evidence", resume=resume, progress=progress)
+        outputs = [[each for each in reply.ids if each != prompts.end] for reply in replies]
+        words = [str(prompts.tokenizer.decode(output)).strip() for output in outputs]
+        then = tuple(prompts.ids(task.answer)[0].tolist())
+        rows = [(*row, *output, *then) for row, output in zip(rows, outputs, strict=True)]
+    asks = [Ask(row, answers=answers) for row in rows]
+    replies = gather(model, runs, asks, title="annotate", resume=resume, progress=progress)
+    return np.array([reply.scores for reply in replies], dtype=np.float32), words
 
-    sees_SS = torch.ones(P + T, P + T, dtype=torch.bool, device=device).tril()
-    sees_SS[P:, P:] &= label_T[:, None] == label_T[None, :]
-    mask_11SS = torch.zeros(1, 1, P + T, P + T, dtype=dtype, device=device)
-    mask_11SS.masked_fill_(~sees_SS, torch.finfo(dtype).min)
-    position_1S = torch.cat([torch.arange(P, device=device), P + offset_T])[None]
-    # The id at T is predicted one step before it: at the label's previous id, or at the end of the prompt.
-    predicts_T = torch.where(offset_T == 0, P - 1, P + torch.arange(T, device=device) - 1)
 
-    output = network.get_output_embeddings()
-    size = int(max(1, min(256, _LOGITS // (T * output.weight.shape[0]))))
-    probability_NC = np.empty((len(codes_NM), len(labels)), dtype=np.float32)
-    for start in tqdm(range(0, len(codes_NM), size), desc="annotate", unit="batch", disable=None if progress else True):
-        prompt_BP = torch.from_numpy(prompts.ids(ANNOTATE.prompt, codes_NM[start : start + size])).to(device)
-        B = len(prompt_BP)
-        hidden_BSH = network.get_decoder()(
-            input_ids=torch.cat([prompt_BP, answer_T.expand(B, T)], dim=1),
-            attention_mask=mask_11SS.expand(B, 1, P + T, P + T),
-            position_ids=position_1S.expand(B, P + T),
-            use_cache=False,
-        ).last_hidden_state
-        log_BTV = output(hidden_BSH[:, predicts_T]).float().log_softmax(-1)
-        log_BT = log_BTV.gather(2, answer_T.expand(B, T)[..., None])[..., 0]
-        score_BC = log_BT.new_zeros(B, len(labels)).index_add_(1, label_T, log_BT)
-        probability_NC[start : start + size] = score_BC.softmax(-1).cpu().numpy()
-    return probability_NC
+def beginnings(answers: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Fewest ids of each answer that no other begins with; all of them for answers that are equal."""
+    seen = Counter(tuple(answer[:size]) for answer in answers for size in range(1, len(answer) + 1))
+    sizes = [
+        next((size for size in range(1, len(answer)) if seen[tuple(answer[:size])] == 1), len(answer))
+        for answer in answers
+    ]
+    return tuple(tuple(answer[:size]) for answer, size in zip(answers, sizes, strict=True))

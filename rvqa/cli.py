@@ -1,6 +1,7 @@
 """Command line: every command a thin call of the library.
 
-Exit codes: 0 fine; 2 wrong use or input, also no permission or a full disk; 1 stopped (Ctrl-C), or a fault of rvqa.
+Exit codes: 0 fine; 2 wrong use or input, also no permission or a full disk; 3 a server stopped
+answering; 1 stopped (Ctrl-C), or a fault of rvqa.
 """
 
 import json
@@ -10,13 +11,15 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TextIO
 
 import typer
 
-from rvqa.errors import InputError, about
+from rvqa.errors import EngineError, InputError, about
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +36,10 @@ LibrarySize = Annotated[str | None, typer.Option(help="obs column with every cel
 Recover = Annotated[bool, typer.Option("--recover", help="Turn log1p values back into counts, if they prove them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+EngineOption = Annotated[
+    str,
+    typer.Option("--engine", help="What runs the language model: hf, vllm, or a server's address, http://host:8000."),
+]
 ReportOut = Annotated[
     Path | None, typer.Option("--report", help="Page of figures and tables to write as well (.html).")
 ]
@@ -317,6 +324,8 @@ def annotate(
     labels: Annotated[
         str | None, typer.Option(help="Labels to choose from, separated by commas; default: all.")
     ] = None,
+    engine: EngineOption = "hf",
+    reasoning: Annotated[int, typer.Option(help="Tokens of evidence to write before each label.", min=0)] = 0,
     report: ReportOut = None,
     truth: Annotated[str | None, typer.Option(help="obs column of known types that the report compares with.")] = None,
     layer: Layer = None,
@@ -329,6 +338,7 @@ def annotate(
     import rvqa
     from rvqa.files import read_h5ad, require_writable, write_h5ad
     from rvqa.obs import labels_of
+    from rvqa.serving.engine import open_engine
 
     require_writable(output, force=force, inputs=[cells])
     if report is not None:
@@ -338,18 +348,22 @@ def annotate(
     adata = read_h5ad(cells)
     if truth is not None:
         labels_of(adata, truth)
-    loaded = rvqa.load(model)
-    with about(cells):
+    loaded = rvqa.load(model, weights=engine == "hf")
+    runs = open_engine(loaded, engine)
+    with about(cells), _kept_replies(output, engine) as resume:
         rvqa.annotate(
             adata,
             loaded,
             labels=[label.strip() for label in labels.split(",")] if labels else None,
+            engine=runs,
+            reasoning=reasoning,
+            resume=resume,
             layer=layer,
             library_size_key=library_size_key,
             recover=recover,
             progress=not quiet,
         )
-    write_h5ad(adata, output, force=force)
+        write_h5ad(adata, output, force=force)
     _print_coverage(adata)
     if report is not None:
         from rvqa.report import annotation_report, command_line
@@ -372,6 +386,7 @@ def perturb(
     control_value: Annotated[str | None, typer.Option(help="Its value for control cells.")] = None,
     n_samples: Annotated[int, typer.Option(help="Predicted cells for each control cell.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+    engine: EngineOption = "hf",
     report: ReportOut = None,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
@@ -382,29 +397,33 @@ def perturb(
     """Predict what control cells look like under a perturbation, with counts."""
     import rvqa
     from rvqa.files import read_h5ad, require_writable, write_h5ad
+    from rvqa.serving.engine import open_engine
 
     require_writable(output, force=force, inputs=[cells])
     if report is not None:
         require_writable(report, force=force, suffix=".html")
-    adata, loaded = read_h5ad(cells), rvqa.load(model)
+    adata, loaded = read_h5ad(cells), rvqa.load(model, weights=engine == "hf")
+    runs = open_engine(loaded, engine)
     columns: dict[str, Any] = {
         "cell_type_key": cell_type_key,
         "control_key": control_key,
         "control_value": control_value,
     }
     reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
-    with about(cells):
+    with about(cells), _kept_replies(output, engine) as resume:
         predicted = rvqa.perturb(
             adata,
             loaded,
             perturbation=perturbation,
             n_samples=n_samples,
             seed=seed,
+            engine=runs,
+            resume=resume,
             progress=not quiet,
             **columns,
             **reading,
         )
-    write_h5ad(predicted, output, force=force)
+        write_h5ad(predicted, output, force=force)
     _print_coverage(predicted)
     if report is not None:
         from rvqa.report import command_line, perturbation_report
@@ -474,6 +493,21 @@ def _print_json(value: Any) -> None:
     print(json.dumps(plain(value), allow_nan=False))
 
 
+@contextmanager
+def _kept_replies(output: Path, engine: str) -> Iterator[Path | None]:
+    """File beside the output that keeps an engine's replies until the block is done; None for the model in here."""
+    if engine == "hf":
+        yield None
+        return
+    from rvqa.files import resumable
+
+    kept = output.with_name(f"{output.name}.replies")
+    resumable.append(kept)
+    yield kept
+    kept.unlink(missing_ok=True)
+    resumable.remove(kept)
+
+
 def _names(given: str | None) -> list[str]:
     """Names separated by commas."""
     return [name.strip() for name in given.split(",") if name.strip()] if given else []
@@ -512,6 +546,9 @@ def main() -> None:
     except InputError as error:
         print(f"rvqa: {error}", file=sys.stderr)
         sys.exit(2)
+    except EngineError as error:
+        print(f"rvqa: {error}", file=sys.stderr)
+        sys.exit(3)
     except _Stopped:
         bar = "\n" if sys.stderr.isatty() else ""  # a progress bar stands on the line
         print(f"{bar}rvqa: Stopped; {_written()}", file=sys.stderr)

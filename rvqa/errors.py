@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend: wrong input or wrong use, said in one clear sentence."""
+"""Errors that are the user's to mend, said in one clear sentence: wrong input or wrong use, a server that is gone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,13 @@ class InputError(ValueError):
     """Input that cannot be used: says what was seen, what was expected, and the next step.
 
     The command line prints the message without a traceback and ends with exit code 2.
+    """
+
+
+class EngineError(RuntimeError):
+    """A program that runs the language model stopped answering: says which, what came before, and the next step.
+
+    The command line prints the message without a traceback and ends with exit code 3.
     """
 
 

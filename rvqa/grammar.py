@@ -10,44 +10,135 @@ With 8 levels there are 13 states. `LEVEL_0 + m` waits for a code of level m; `L
     LEVEL_0 + m    a code of level m                    LEVEL_0 + m + 1
     .. + levels    the closer                           outside
 
-    mode           outside, nothing written yet         outside, later
-    free           TEXT                                 TEXT         text with whole spans in it
-    text           PLAIN                                PLAIN        no cell tokens at all
-    one_cell       OPEN                                 END          exactly one span, then stop
+    mode           outside                              output
+    free           TEXT                                 text with whole spans in it
+    text           PLAIN                                no cell tokens at all
+    one_cell       OPEN, after the span END             exactly one span, then stop
+    n_cells        OPEN, after n spans END              exactly n spans, then stop
+    choice         LEAVE                                one of the given answers, then stop (`mask_choices_`)
 
-A span opens only if it can close within the remaining tokens: with fewer left, TEXT becomes PLAIN and OPEN becomes END.
+A span opens only if it can close within the budget: with fewer tokens left, TEXT becomes PLAIN and OPEN becomes END. An
+answer is offered only if it fits, too.
 
-The state is a pure function of the ids written so far (the prompt is not among them) and of the budget; the last
-`span_length` ids are enough. It is never kept from step to step, so engines may preempt, replay or reorder requests.
-What a state may write is always the ids inside one window [lo, hi), or all ids outside one: masks need no bit sets.
+The state is a pure function of what was written so far (the prompt is not part of it) and of the budget: of the last
+`span_length` ids in mode free, of the output's length alone in one_cell and n_cells, of the whole output in choice. It
+is never kept from step to step, so engines may preempt, replay or reorder requests. What a state may write is always
+the ids inside one window [lo, hi), or all ids outside one: masks need no bit sets.
 
-Legend: B rows (any leading shape), K = span_length ids, V vocabulary, S states.
+Legend: B rows (any leading shape), K = span_length ids, V vocabulary, S states, A answers of up to D ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from rvqa.errors import InputError
+from rvqa.kernels import ops, reference
 from rvqa.vocabulary import CellVocabulary
 
-Mode = Literal["free", "text", "one_cell"]
+Mode = Literal["free", "text", "one_cell", "n_cells", "choice"]
 
 PLAIN, TEXT, OPEN, END, LEVEL_0 = range(5)
+
+LEAVE = -1
+"""State of a row that `apply_mask_` leaves alone."""
 
 # Token classes are the kinds of CellVocabulary (0 opener, m + 1 code of level m, levels + 1 closer) and these two.
 TEXT_TOKEN, STOP_TOKEN, OPENER_TOKEN = -1, -2, 0
 
-# Stands in the ids that `states` reads where an output is still shorter than `span_length`; never a token's id.
 ABSENT = -2
+"""Stands in the ids that `states` reads where an output is still shorter than `span_length`; never a token's id."""
+
+# What an output must hold, as a number: how many cells, exactly; or one of these two.
+ANY_CELLS, CHOICE = -1, -2
+
+_MOST_CELLS = 2**40
 
 _OUTSIDE = -1  # in the table: the state outside a span, which the mode decides
-_MODES: dict[str, tuple[int, int]] = {"free": (TEXT, TEXT), "text": (PLAIN, PLAIN), "one_cell": (OPEN, END)}
-_SHORT = {TEXT: PLAIN, OPEN: END}  # what becomes of a state when a span would no longer fit
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one output must be: a mode and what belongs to it.
+
+    Raises
+    ------
+    InputError
+        An unknown mode, a number of cells that is none, choices that are not different texts with something in them,
+        or either with a mode that takes none.
+    """
+
+    mode: Mode = "free"
+    n_cells: int | None = None
+    """Number of spans, with n_cells."""
+    choices: tuple[str, ...] | None = None
+    """Answers as text, with choice; they follow the prompt as they stand, a leading space included."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(f"There is no mode {self.mode!r}; expected one of {', '.join(get_args(Mode))}.")
+        if (self.n_cells is not None) != (self.mode == "n_cells") or (self.choices is not None) != (
+            self.mode == "choice"
+        ):
+            raise InputError(
+                f"Mode {self.mode!r} came with n_cells={self.n_cells} and choices={self.choices}; n_cells goes with "
+                'mode "n_cells", choices with mode "choice".'
+            )
+        n = self.n_cells
+        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_CELLS):
+            raise InputError(f"n_cells is {n!r}; expected a whole number of cells, 1 or more.")
+        if self.choices is not None:
+            texts = self.choices
+            if not texts or not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
+                raise InputError(f"choices are {texts!r}; expected texts, each different and none empty.")
+            try:
+                "".join(texts).encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"choices cannot be written as UTF-8: {error}.") from error
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> Rule:
+        """Read `rvqa_mode`, `rvqa_n_cells` and `rvqa_choices` of a request's options; others are not ours.
+
+        Raises
+        ------
+        InputError
+            As for the class, and another option that begins with `rvqa`.
+        """
+        ours = {key: value for key, value in (options or {}).items() if str(key).startswith("rvqa")}
+        known = ("rvqa_mode", "rvqa_n_cells", "rvqa_choices")
+        odd = sorted(set(ours) - set(known))
+        if odd:
+            raise InputError(f"There is no option {odd[0]!r}; expected {', '.join(known)}.")
+        choices = ours.get("rvqa_choices")
+        if choices is not None and not isinstance(choices, list | tuple):
+            raise InputError(f"rvqa_choices is {choices!r}; expected a list of texts.")
+        return cls(
+            ours.get("rvqa_mode", "free"),
+            ours.get("rvqa_n_cells"),
+            None if choices is None else tuple(choices),
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Options of a request that `from_options` reads: values that JSON knows."""
+        named = {"rvqa_mode": self.mode, "rvqa_n_cells": self.n_cells, "rvqa_choices": self.choices and [*self.choices]}
+        return {key: value for key, value in named.items() if value is not None}
+
+    @property
+    def cells(self) -> int:
+        """The rule as a number: how many cells, ANY_CELLS, or CHOICE."""
+        fixed = {"free": ANY_CELLS, "text": 0, "one_cell": 1, "choice": CHOICE}
+        return fixed[self.mode] if self.n_cells is None else self.n_cells
+
+    @property
+    def ends(self) -> bool:
+        """Whether the grammar decides when the output ends."""
+        return self.cells > 0 or self.cells == CHOICE
 
 
 class Window(NamedTuple):
@@ -105,27 +196,31 @@ def windows(vocabulary: CellVocabulary, *, stop_id: int | None = None) -> tuple[
 
 
 def check_request(
-    vocabulary: CellVocabulary, mode: Mode, *, max_new_tokens: int | None = None, stop_ids: Sequence[int] = ()
+    vocabulary: CellVocabulary, rule: Rule, *, max_new_tokens: int | None = None, stop_ids: Sequence[int] = ()
 ) -> int | None:
     """Return the stop id of a request (the first of `stop_ids`, or None), or raise InputError if it cannot be served.
 
-    That is a mode that does not exist, a stop id that is a cell token, and one_cell with a budget too small for a span
-    or with room after the span but no stop id to write there.
+    That is a stop id that is a cell token, a budget too small for the rule's cells, and a rule that ends outputs, with
+    room for a stop id but none to write.
     """
-    _outside(mode)
     stop_id = int(stop_ids[0]) if len(stop_ids) else None
     windows(vocabulary, stop_id=stop_id)
-    if mode == "one_cell":
-        if max_new_tokens is not None and max_new_tokens < vocabulary.span_length:
-            raise InputError(
-                f"max_new_tokens={max_new_tokens} cannot hold a cell; expected {vocabulary.span_length} or more."
-            )
-        if max_new_tokens != vocabulary.span_length and stop_id is None:
-            raise InputError(
-                "There is no end token to write after the cell. Name the model's end tokens "
-                f"(generation_config.eos_token_id), or set max_new_tokens={vocabulary.span_length}."
-            )
+    require_budget(rule, max_new_tokens, vocabulary.span_length)
+    if rule.ends and stop_id is None and max_new_tokens != rule.cells * vocabulary.span_length:
+        enough = f", or set max_new_tokens={rule.cells * vocabulary.span_length}" if rule.cells > 0 else ""
+        raise InputError(
+            f"There is no end token to write after the output of mode {rule.mode!r}. Name the model's end tokens "
+            f"(generation_config.eos_token_id){enough}."
+        )
     return stop_id
+
+
+def require_budget(rule: Rule, max_new_tokens: int | None, span_length: int) -> None:
+    """Raise InputError where a rule's cells do not fit in a budget."""
+    need = max(rule.cells, 0) * span_length
+    if max_new_tokens is not None and max_new_tokens < need:
+        what = "a cell" if rule.cells == 1 else f"{rule.cells} cells"
+        raise InputError(f"max_new_tokens={max_new_tokens} cannot hold {what}; expected {need} or more.")
 
 
 # ---- on the device -------------------------------------------------------------------------------------------------
@@ -134,8 +229,9 @@ def check_request(
 def states(
     last_ids: torch.Tensor,
     vocabulary: CellVocabulary,
-    mode: Mode,
+    cells: int | torch.Tensor,
     *,
+    length: int | torch.Tensor | None = None,
     remaining: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """State of each row after its last ids, vectorised and without a host synchronisation.
@@ -147,36 +243,42 @@ def states(
         ABSENT on the left of shorter outputs; fewer columns say that the whole output has k ids.
     vocabulary
         Where the cell tokens lie.
-    mode
-        "free", "text" or "one_cell".
+    cells
+        `Rule.cells` of each row: one number, or integers [...]. Rows of CHOICE get LEAVE.
+    length
+        How many ids each output has: one number, or integers [...]. Counted in `last_ids` where None, which then must
+        hold whole outputs, or rows of modes free and text.
     remaining
         How many tokens may still be written, the next one included: one number, or integers [...]. None: no limit.
 
     Returns
     -------
-    int64 [...]: PLAIN, TEXT, OPEN, END, or LEVEL_0 + m.
+    int64 [...]: PLAIN, TEXT, OPEN, END, LEVEL_0 + m, or LEAVE.
     """
-    start, later = _outside(mode)
+
+    def numbers(value: int | torch.Tensor) -> torch.Tensor:  # filled on the device: nothing is copied there
+        return value if isinstance(value, torch.Tensor) else torch.full((), value, device=last_ids.device)
+
     K = vocabulary.span_length
+    cells = numbers(cells)
+    length = (last_ids != ABSENT).sum(-1) if length is None else numbers(length)
     ids = torch.nn.functional.pad(last_ids[..., -K:], (max(K - last_ids.shape[-1], 0), 0), value=ABSENT).long()
-    outside = torch.where(ids[..., -1] == ABSENT, start, later)
+
+    opens = length < K * cells
     if remaining is not None:
-        short = torch.where(ids[..., -1] == ABSENT, _SHORT.get(start, start), _SHORT.get(later, later))
-        if isinstance(remaining, torch.Tensor):
-            outside = torch.where(remaining < K, short, outside)
-        elif remaining < K:
-            outside = short
-    if mode == "text":
-        return outside
+        opens = opens & (length < (length + numbers(remaining)) // K * K)  # as many cells as fit into the whole budget
+    outside = torch.where(cells > 0, torch.where(opens, OPEN, END), torch.where(cells == ANY_CELLS, TEXT, PLAIN))
+    if remaining is not None:
+        outside = torch.where((numbers(remaining) < K) & (outside == TEXT), PLAIN, outside)
     # In a span, the kinds of its tokens count up from 0 at the opener to the last token's: 0, 1, ..., m.
     kinds = vocabulary.kinds(ids)
     last = kinds[..., -1]
     expected = last[..., None] - torch.arange(K - 1, -1, -1, device=ids.device)
-    agrees = (expected < 0) | (kinds == expected)
-    if mode == "one_cell":  # the one span is the output's first token
-        agrees &= (expected != -1) | (ids == ABSENT)
-    in_span = (last >= 0) & (last <= vocabulary.levels) & agrees.all(dim=-1)
-    return torch.where(in_span, LEVEL_0 + last, outside)
+    spelled = (last >= 0) & (last <= vocabulary.levels) & ((expected < 0) | (kinds == expected)).all(dim=-1)
+    place = length % K  # where spans follow each other from the start
+    inside = torch.where(cells > 0, opens & (place > 0), spelled & (cells == ANY_CELLS))
+    state = torch.where(inside, LEVEL_0 + torch.where(cells > 0, place - 1, last), outside)
+    return torch.where(cells == CHOICE, LEAVE, state)
 
 
 def apply_mask_(
@@ -187,7 +289,7 @@ def apply_mask_(
     Parameters
     ----------
     logits
-        Floating point [..., V], V > `vocabulary.closer`.
+        Floating point [..., V], V > `vocabulary.closer`; with a gradient, too.
     states
         int64 [...], from `states`.
     vocabulary
@@ -205,21 +307,83 @@ def apply_mask_(
             f"Logits have {V} columns, but the cell tokens reach id {vocabulary.closer}. "
             "Give the model rows for them with rvqa.vocabulary.install_rows."
         )
-    lo_S, hi_S, inside_S = _window_tensors(vocabulary, stop_id, logits.device)
-    ids_V = torch.arange(V, device=logits.device)
-    within = (ids_V >= lo_S[states][..., None]) & (ids_V < hi_S[states][..., None])
-    return logits.masked_fill_(within != inside_S[states][..., None], -torch.inf)
+    apply = reference.apply_span_mask_ if logits.requires_grad else ops.apply_span_mask_
+    apply(logits.view(-1, V), states.reshape(-1), _window_tensor(vocabulary, stop_id, logits.device))
+    return logits
 
 
 @lru_cache(maxsize=16)
-def _window_tensors(
-    vocabulary: CellVocabulary, stop_id: int | None, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Put the windows on a device once, so that steps copy nothing from the host."""
+def _window_tensor(vocabulary: CellVocabulary, stop_id: int | None, device: torch.device) -> torch.Tensor:
+    """Put the windows on a device once, int64 [S, 3], so that steps copy nothing from the host."""
     with torch.inference_mode(mode=False):
-        columns = zip(*windows(vocabulary, stop_id=stop_id), strict=True)
-        lo_S, hi_S, inside_S = (torch.tensor(column, device=device) for column in columns)
-    return lo_S, hi_S, inside_S
+        return torch.tensor([list(map(int, window)) for window in windows(vocabulary, stop_id=stop_id)], device=device)
+
+
+def answer_tensor(answers: Sequence[Sequence[int]], stop_id: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Ids of answers, each with the stop id behind it, int64 [A, D]; ABSENT fills shorter ones."""
+    if not answers or not all(len(answer) for answer in answers):
+        raise InputError(f"Answers are {answers!r}; expected one or more sequences of ids, none of them empty.")
+    rows = [torch.tensor([*answer, stop_id]) for answer in answers]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ABSENT).to(device)
+
+
+def mask_choices_(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    length: int | torch.Tensor,
+    answers: torch.Tensor,
+    stop_id: int,
+    *,
+    remaining: int | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Leave only the ids with which an output can go on to be one of the answers, in place: their token trie.
+
+    Without a host synchronisation. Where no answer fits what was written and the budget, only the stop id is left.
+
+    Parameters
+    ----------
+    logits
+        Floating point [B, V].
+    ids
+        Outputs from their first id on, int64 [B, L]; what stands behind `length` is not read. More than D ids of a row
+        are not needed.
+    length
+        How many ids each output has: one number, or integers [B].
+    answers
+        From `answer_tensor`, int64 [A, D].
+    stop_id
+        The id that ends an answer; it may be missing where the budget ends.
+    remaining
+        How many tokens may still be written, the next one included: one number, or integers [B]. None: no limit.
+
+    Returns
+    -------
+    The same `logits`.
+    """
+
+    def column(value: int | torch.Tensor) -> torch.Tensor:
+        full = value if isinstance(value, torch.Tensor) else torch.full((), value, device=logits.device)
+        return full.expand(len(logits))[:, None]
+
+    A, D = answers.shape
+    length = column(length)
+    L = min(ids.shape[1], D)
+    written_AL = answers[:, :L]
+    agrees_BAL = (ids[:, None, :L] == written_AL) | (torch.arange(L, device=ids.device) >= length[..., None])
+    size_A = (answers != ABSENT).sum(-1)  # with the stop id
+    possible_BA = agrees_BAL.all(-1) & (length < size_A)
+    if remaining is not None:
+        possible_BA &= size_A - 1 - length <= column(remaining)
+    next_BA = (
+        answers[None].expand(len(logits), A, D).gather(2, length.clamp(max=D - 1).expand(-1, A)[..., None])[..., 0]
+    )
+    next_BA = next_BA.clamp_min(0)
+    kept_BA = logits.gather(1, next_BA).masked_fill(~possible_BA, -torch.inf)
+    stop_B = logits[:, stop_id].masked_fill(possible_BA.any(1), -torch.inf)
+    logits.fill_(-torch.inf)
+    logits.scatter_reduce_(1, next_BA, kept_BA, "amax")
+    logits[:, stop_id] = torch.maximum(logits[:, stop_id], stop_B)
+    return logits
 
 
 # ---- on the host ---------------------------------------------------------------------------------------------------
@@ -230,70 +394,83 @@ def token_class(token_id: int, vocabulary: CellVocabulary, *, stop_id: int | Non
     return STOP_TOKEN if token_id == stop_id else vocabulary.kinds(token_id)
 
 
-def step(state: int, token_class: int, mode: Mode, *, levels: int) -> int:
-    """Next state by the table, without a budget. After a token that the state may not write, reading begins anew.
+def outside(cells: int, length: int, levels: int, *, max_new_tokens: int | None = None) -> int:
+    """State outside a span, after `length` ids of an output that must hold `cells` cells."""
+    K = levels + 2
+    if cells > 0:
+        fit = cells if max_new_tokens is None else min(cells, max_new_tokens // K)
+        return OPEN if length < fit * K else END
+    short = max_new_tokens is not None and max_new_tokens - length < K
+    return TEXT if cells == ANY_CELLS and not short else PLAIN
 
-    "Anew" is what `states` sees, too: outside the span, and at an opener (mode free) in a new one.
+
+def step(
+    state: int, token_class: int, cells: int, *, length: int, levels: int, max_new_tokens: int | None = None
+) -> int:
+    """Next state by the table, where the output has `length` ids with this token.
+
+    With a number of cells the place is counted, whatever was written. Else, after a token that the state may not write,
+    reading begins anew, as `states` sees it: outside the span, and at an opener (mode free) in a new one.
     """
-    _, later = _outside(mode)
+    later = outside(cells, length, levels, max_new_tokens=max_new_tokens)
+    place = length % (levels + 2)
+    if cells > 0:
+        return LEVEL_0 + place - 1 if later == OPEN and place else later
     rows = table(levels)
-    after = rows[state if token_class in rows[state] else later].get(token_class, _OUTSIDE)
+    after = rows[state if token_class in rows[state] else outside(cells, 0, levels)].get(token_class, _OUTSIDE)
     return later if after == _OUTSIDE else after
 
 
 def trace(
     ids: Iterable[int],
     vocabulary: CellVocabulary,
-    mode: Mode,
+    cells: int,
     *,
     stop_id: int | None = None,
     max_new_tokens: int | None = None,
 ) -> list[int]:
     """States before each id of an output and after its last one, step by step: the plain form of `states`."""
-    state, _ = _outside(mode)
+    levels = vocabulary.levels
+    state = outside(cells, 0, levels, max_new_tokens=max_new_tokens)
     trail = [state]
-    for token_id in ids:
-        state = step(state, token_class(token_id, vocabulary, stop_id=stop_id), mode, levels=vocabulary.levels)
+    for length, token_id in enumerate(ids, start=1):
+        kind = token_class(token_id, vocabulary, stop_id=stop_id)
+        state = step(state, kind, cells, length=length, levels=levels, max_new_tokens=max_new_tokens)
         trail.append(state)
-    if max_new_tokens is None:
-        return trail
-    last_start = max_new_tokens - vocabulary.span_length
-    return [_SHORT.get(state, state) if position > last_start else state for position, state in enumerate(trail)]
+    return trail
 
 
 def is_valid_output(
     ids: Sequence[int],
-    mode: Mode,
+    rule: Rule,
     vocabulary: CellVocabulary,
     *,
     stop_ids: Sequence[int] = (),
+    answers: Collection[Sequence[int]] = (),
 ) -> bool:
-    """Whether an output could have been written under the grammar, whole: every token allowed, no span left open.
+    """Whether an output could have been written under a rule, whole: every token allowed, no span left open.
 
     Parameters
     ----------
     ids
         Ids of the output, prompt excluded. What follows the first stop id is padding and is not read.
-    mode
-        "free", "text" or "one_cell". The latter wants its one span; the stop id after it may be missing, as where the
-        budget ended.
+    rule
+        What the output must be. After its cells or its answer the stop id may be missing, as where the budget ended.
     vocabulary
         Where the cell tokens lie.
     stop_ids
         End tokens; the first is the one that END writes.
+    answers
+        Ids of the answers of mode choice.
     """
     stop_id = stop_ids[0] if len(stop_ids) else None
     written = [int(token_id) for token_id in ids]
     ends = [position for position, token_id in enumerate(written) if token_id in stop_ids]
     written = written[: ends[0] + 1] if ends else written
-    trail = trace(written, vocabulary, mode, stop_id=stop_id)
+    if rule.cells == CHOICE:
+        return (written[:-1] if written[-1:] == [stop_id] else written) in [list(answer) for answer in answers]
+    trail = trace(written, vocabulary, rule.cells, stop_id=stop_id)
     rows = table(vocabulary.levels)
     classes = (token_class(token_id, vocabulary, stop_id=stop_id) for token_id in written)
     allowed = all(token_class in rows[state] for state, token_class in zip(trail, classes, strict=False))
-    return allowed and trail[-1] == _outside(mode)[1]
-
-
-def _outside(mode: str) -> tuple[int, int]:
-    if mode not in _MODES:
-        raise InputError(f"There is no mode {mode!r}; expected one of {', '.join(_MODES)}.")
-    return _MODES[mode]
+    return allowed and trail[-1] == (END if rule.cells > 0 else outside(rule.cells, 0, vocabulary.levels))

@@ -5,6 +5,7 @@ cell_tokenizer/{config.json,model.safetensors,genes.parquet}
 rvqa.json                                             format version, token ids, labels, perturbations, provenance
 """
 
+import hashlib
 import json
 import math
 import os
@@ -51,6 +52,8 @@ class Card:
     """Cell Ontology id by label, where the reference gave one."""
     training: dict[str, Any] = field(default_factory=dict)
     """References, settings and versions it was made with."""
+    calibration: float = 1.0
+    """Temperature of the labels' probabilities, fitted on cells whose labels it was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,36 @@ class Model:
     """Cell tokenizer and language model that belong together."""
 
     cell_tokenizer: CellTokenizer
-    language_model: PreTrainedModel
+    network: PreTrainedModel | None
+    """The language model; None where it was loaded without weights."""
     text_tokenizer: PreTrainedTokenizerBase
     vocabulary: CellVocabulary
     card: Card
     source: str = ""
     """Directory it was loaded from; "" for one that is only in memory."""
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The language model itself.
+
+        Raises
+        ------
+        InputError
+            The model was loaded without weights.
+        """
+        if self.network is None:
+            raise InputError(
+                f"{self.source} was loaded without weights; load it with them, or name another engine: "
+                'engine="vllm" or a server\'s address.'
+            )
+        return self.network
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of what the model was made of and from: card, vocabulary and codebooks; not of its weights."""
+        known = json.dumps([asdict(self.card), asdict(self.vocabulary)], sort_keys=True, ensure_ascii=False)
+        codebooks = self.cell_tokenizer.codebooks_MKD.detach().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(known.encode() + codebooks).hexdigest()
 
     @property
     def prompts(self) -> PromptEncoder:
@@ -159,13 +186,16 @@ def require_new_directory(directory: str | Path, *, force: bool, kind: str = "mo
     return path
 
 
-def load(directory: str | Path) -> Model:
+def load(directory: str | Path, *, weights: bool = True) -> Model:
     """Load a model that `rvqa fit` (or `Model.save_pretrained`) wrote.
 
     Parameters
     ----------
     directory
         The model's directory.
+    weights
+        False leaves the language model's weights on disk: enough to encode, and to annotate and perturb with vLLM or a
+        server (`engine="vllm"`, `engine="http://..."`).
 
     Returns
     -------
@@ -188,10 +218,15 @@ def load(directory: str | Path) -> Model:
         raise InputError(f"{path} is no rvqa model: it {_absent(path)}. Give the directory that `rvqa fit` wrote.")
     card = _read_card(path)
     cell_tokenizer = CellTokenizer.from_pretrained(path / "cell_tokenizer")
-    language_model, text_tokenizer = open_language_model(path, exact=True)
+    network = None
+    if weights:
+        network, text_tokenizer = open_language_model(path, exact=True)
+    else:
+        text_tokenizer = open_text_tokenizer(path)
     with about(path):
         vocabulary = CellVocabulary.from_tokenizer(text_tokenizer)
-        require_rows(language_model, vocabulary)
+        if network is not None:
+            require_rows(network, vocabulary)
         PromptEncoder(text_tokenizer, vocabulary)  # refuses a tokenizer without an end token
     if asdict(vocabulary) != card["vocabulary"]:
         raise InputError(
@@ -204,8 +239,8 @@ def load(directory: str | Path) -> Model:
             f"{path}: the cell tokenizer writes {config.levels} levels of {config.entries} codes, the language model "
             f"reads {vocabulary.levels} of {vocabulary.entries}; they are of different models. {REPAIR}"
         )
-    known = {key: card[key] for key in ("labels", "perturbations", "ontology_ids", "training")}
-    return Model(cell_tokenizer, language_model, text_tokenizer, vocabulary, Card(**known), str(path))
+    known = {key: card[key] for key in ("labels", "perturbations", "ontology_ids", "training", "calibration")}
+    return Model(cell_tokenizer, network, text_tokenizer, vocabulary, Card(**known), str(path))
 
 
 def load_tokenizer(directory: str | Path) -> CellTokenizer:
@@ -238,13 +273,38 @@ def _read_card(path: Path) -> dict[str, Any]:
             f"{path} has format version {version}; this rvqa reads version {FORMAT_VERSION}. {OTHER_VERSION}"
         )
     kinds = {"vocabulary": dict, "labels": list, "perturbations": list, "ontology_ids": dict, "training": dict}
-    card = read_json(file, kinds)
+    card = read_json(file, {**kinds, "calibration": float})
+    if not 0 < card["calibration"] < math.inf:
+        raise InputError(f"{file}: calibration is {card['calibration']}; expected a number above 0. {REPAIR}")
     for key in ("labels", "perturbations"):
         require_texts(file, key, card[key])
     require_texts(file, "ontology_ids", card["ontology_ids"].values())
     if not card["labels"]:
         raise InputError(f"{file} names no labels. {REPAIR}")
     return card
+
+
+def open_text_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a directory: no code of its own.
+
+    Raises
+    ------
+    InputError
+        No tokenizer, or a damaged one.
+    """
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (path / name).exists():
+            read_json(path / name)
+    try:
+        if (path / "tokenizer.json").exists():
+            Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise InputError(f"{path / 'tokenizer.json'} is JSON, but not of a tokenizer. {REPAIR}") from error
+    with quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except NO_MODEL as error:
+            raise InputError(f"The tokenizer in {path} cannot be opened: {sentence(error)} {REPAIR}") from error
 
 
 def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -262,20 +322,15 @@ def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, Pr
     InputError
         No language model, or a damaged one.
     """
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        if name == "config.json" or (path / name).exists():
-            read_json(path / name)
+    read_json(path / "config.json")
+    if (path / "generation_config.json").exists():
+        read_json(path / "generation_config.json")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         pickles = sorted(each.name for each in path.glob("*.bin"))
         instead = f"; {pickles[0]} may hold a pickle, which rvqa never opens" if pickles else ""
         raise InputError(f"{path} has no model.safetensors{instead}. {REPAIR}")
     n_stored = sum(math.prod(shape) for file in weights for shape in shapes(file).values())
-    try:
-        if (path / "tokenizer.json").exists():
-            Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the tokenizers library raises nothing more special
-        raise InputError(f"{path / 'tokenizer.json'} is JSON, but not of a tokenizer. {REPAIR}") from error
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -284,10 +339,7 @@ def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, Pr
         except NO_MODEL as error:
             file = path / "config.json"
             raise InputError(f"{file} describes no language model: {sentence(error)} {REPAIR}") from error
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except NO_MODEL as error:
-            raise InputError(f"The tokenizer in {path} cannot be opened: {sentence(error)} {REPAIR}") from error
+    tokenizer = open_text_tokenizer(path)
     n_described = sum(parameter.numel() for parameter in described.parameters())
     if n_described > 2 * n_stored:  # before any memory is taken for it
         raise InputError(

@@ -11,29 +11,27 @@ so a model that writes the control's codes again predicts no change of the type'
 negative binomial with that mean and the gene's dispersion.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from anndata import AnnData
-from tqdm import tqdm
 
 import rvqa
 from rvqa.codes import read_cells
-from rvqa.errors import InputError
+from rvqa.errors import EngineError, InputError
 from rvqa.genes import map_columns
+from rvqa.grammar import Rule, is_valid_output
 from rvqa.model import Model
 from rvqa.obs import column, labels_of, require_known
 from rvqa.prompts import PERTURB
-from rvqa.serving.hf import generate_cells
+from rvqa.serving.engine import Ask, Engine, gather, open_engine
 from rvqa.tokenizer import CellTokenizer, draw_counts
 
 PRIOR_COUNTS = 5.0
 """Counts added to both sides of the ratio: a gene with fewer in all control cells of a type says little about it."""
-
-_BATCH = 256
 
 
 def perturb(
@@ -50,6 +48,8 @@ def perturb(
     layer: str | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
+    engine: str | Engine = "hf",
+    resume: str | Path | None = None,
     progress: bool = True,
 ) -> AnnData:
     """Predict cells under a perturbation from control cells.
@@ -74,6 +74,8 @@ def perturb(
         Of codes and counts.
     layer, library_size_key, recover
         As for `rvqa.encode`.
+    engine, resume
+        As for `rvqa.annotate`. At temperature 0 all engines write the same codes; above, each draws its own.
     progress
         Show a progress bar.
 
@@ -89,7 +91,10 @@ def perturb(
     Raises
     ------
     rvqa.errors.InputError
-        As for `rvqa.encode`; an unknown perturbation, column, control value or cell type, or a cell without a type.
+        As for `rvqa.encode`; an unknown perturbation, column, control value or cell type, a cell without a type, or an
+        engine that is not there.
+    rvqa.errors.EngineError
+        A server that stopped answering, or that does not hold its outputs to the grammar.
 
     Notes
     -----
@@ -118,6 +123,7 @@ def perturb(
         )
     require_known(f"cell type of this model, but stands in obs[{cell_type_key!r}]", types_N, model.card.labels)
 
+    runs = open_engine(model, engine)
     tokenizer = model.cell_tokenizer
     counts, alignment, library_N = read_cells(
         control, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
@@ -128,7 +134,15 @@ def perturb(
 
     source_N = np.repeat(np.arange(len(types_N)), n_samples)
     codes_NM = perturbed_codes(
-        model, control_codes_NM[source_N], types_N[source_N], perturbation, temperature, seed, progress=progress
+        model,
+        control_codes_NM[source_N],
+        types_N[source_N],
+        perturbation,
+        temperature,
+        seed,
+        engine=runs,
+        resume=resume,
+        progress=progress,
     )
     mean_NG, sampled = decode_counts(
         tokenizer, codes_NM, library_N[source_N], types_N[source_N], ratio, np.random.default_rng(seed)
@@ -187,27 +201,30 @@ def perturbed_codes(
     temperature: float,
     seed: int,
     *,
-    progress: bool,
+    engine: str | Engine = "hf",
+    resume: str | Path | None = None,
+    progress: bool = False,
 ) -> np.ndarray:
     """Codes uint8 [N, M] that the language model writes for control cells of these types."""
-    prompts = model.prompts
-    result_NM = np.empty_like(codes_NM)
-    with tqdm(total=len(codes_NM), desc="perturb", unit="cell", disable=None if progress else True) as bar:
-        for name in sorted(set(types_N)):
-            rows = np.flatnonzero(types_N == name)
-            for start in range(0, len(rows), _BATCH):
-                at = rows[start : start + _BATCH]
-                ids_BL = torch.from_numpy(prompts.ids(PERTURB.prompt, codes_NM[at], label=name, condition=perturbation))
-                result_NM[at] = generate_cells(
-                    model.language_model,
-                    ids_BL.to(model.language_model.device),
-                    None,
-                    model.vocabulary,
-                    temperature=temperature,
-                    seed=(seed * 1_000_003 + int(at[0])) % 2**63,
-                )
-                bar.update(len(at))
-    return result_NM
+    prompts: list[tuple[int, ...]] = [()] * len(codes_NM)
+    for name in sorted(set(types_N)):
+        rows = np.flatnonzero(types_N == name)
+        ids_NL = model.prompts.ids(PERTURB.prompt, codes_NM[rows], label=name, condition=perturbation)
+        for row, ids in zip(rows.tolist(), ids_NL.tolist(), strict=True):
+            prompts[row] = tuple(ids)
+    rule, end, span = Rule("one_cell"), model.prompts.end, model.vocabulary.span_length
+    asks = [
+        Ask(prompt, rule=rule, max_tokens=span + 1, temperature=temperature, seed=(seed * 1_000_003 + row) % 2**63)
+        for row, prompt in enumerate(prompts)
+    ]
+    replies = gather(model, open_engine(model, engine), asks, title="perturb", resume=resume, progress=progress)
+    for reply in replies:
+        if not is_valid_output(reply.ids, rule, model.vocabulary, stop_ids=[end]):
+            raise EngineError(
+                f"{engine} wrote {model.text_tokenizer.decode(reply.ids)[:200]!r}, which is not one cell. Start the "
+                "server with --logits-processors rvqa.serving.vllm:CellSpans."
+            )
+    return model.vocabulary.codes(np.array([reply.ids[:span] for reply in replies], dtype=np.int64).reshape(-1, span))
 
 
 def decode_counts(

@@ -37,7 +37,14 @@ class Task:
 ANNOTATE = Task("annotate", "{cell} Cell type:", " {label}")
 GENERATE = Task("generate", "Cell type: {label}. Condition: {condition}.", "{cell}")
 PERTURB = Task("perturb", "{cell} Cell type: {label}. Condition: {condition}.", "{cell}")
+EVIDENCE = Task("evidence", "{cell} Evidence:", " Cell type:")
+"""Not taught yet: words about the cell, written freely, and then the answer of `ANNOTATE`."""
 TASKS = (ANNOTATE, GENERATE, PERTURB)
+
+
+def word_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of text that people wrote: escaped, so that no added token is among them."""
+    return tokenizer.encode(escape(tokenizer, text), add_special_tokens=False)
 
 
 class PromptEncoder:

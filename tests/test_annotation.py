@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import rvqa
-from rvqa.annotation import label_probabilities
+from rvqa.annotation import beginnings, label_scores
 from rvqa.errors import InputError
 from rvqa.prompts import ANNOTATE
+from rvqa.serving.engine import Ask, gather
+from rvqa.serving.hf import HuggingFace
+from rvqa.serving.scoring import AnswerTree
 
 
 @pytest.fixture
@@ -38,22 +41,55 @@ def test_keys_of_the_contract(cells, model, tmp_path):
     np.testing.assert_array_equal(back.obs["rvqa_cell_type"], obs["rvqa_cell_type"])
 
 
-def test_one_forward_pass_scores_as_each_label_alone(cells, model):
-    """The tree of attention against the plain way: prompt and one label, log probability of its tokens."""
+def test_one_forward_pass_scores_as_each_answer_alone(cells, model):
+    """The tree of attention against the plain way: prompt and one answer, log probability of its tokens."""
     codes = rvqa.encode(cells, model, library_size_key="depth", copy=True).obsm["rvqa_codes"][:5]
     labels = [*model.card.labels, "a label it was never taught", "B"]
-    together = label_probabilities(model, codes, labels)
-    scores = []
-    for label in labels:
-        answer = torch.from_numpy(model.prompts.answer(ANNOTATE.answer, label=label)[0])
-        prompt = torch.from_numpy(model.prompts.ids(ANNOTATE.prompt, codes))
-        ids = torch.cat([prompt, answer.expand(len(prompt), -1)], dim=1)
-        with torch.inference_mode():
-            log = model.language_model(input_ids=ids).logits.double().log_softmax(-1)
-        before = log[:, prompt.shape[1] - 1 : -1]
-        scores.append(before.gather(2, ids[:, prompt.shape[1] :, None])[..., 0].sum(1))
-    alone = torch.stack(scores, dim=1).softmax(-1).numpy()
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    answers = [model.prompts.answer(ANNOTATE.answer, label=label)[0].tolist() for label in labels]
+    prompt = torch.from_numpy(model.prompts.ids(ANNOTATE.prompt, codes))
+    for several in (answers, beginnings(answers)):
+        together = AnswerTree(model.language_model, several).scores(prompt)
+        padded = torch.full((5, prompt.shape[1] + 3), 7)  # padding on the left changes nothing
+        padded[:, 3:] = prompt
+        shifted = AnswerTree(model.language_model, several).scores(padded, torch.full((5,), 3))
+        alone = []
+        for answer in map(torch.tensor, several):
+            ids = torch.cat([prompt, answer.expand(len(prompt), -1)], dim=1)
+            with torch.inference_mode():
+                log = model.language_model(input_ids=ids).logits.double().log_softmax(-1)
+            before = log[:, prompt.shape[1] - 1 : -1]
+            alone.append(before.gather(2, ids[:, prompt.shape[1] :, None])[..., 0].sum(1))
+        np.testing.assert_allclose(together, torch.stack(alone, dim=1), atol=1e-4)
+        np.testing.assert_allclose(shifted, together, atol=1e-4)
+    np.testing.assert_allclose(label_scores(model, codes, labels)[0], together, atol=1e-5)
+
+
+def test_prompts_of_several_lengths_at_once(cells, model):
+    """Rows of a batch are padded to the longest; each scores as it does alone."""
+    vocabulary, prompts = model.vocabulary, model.prompts
+    codes = rvqa.encode(cells, model, library_size_key="depth", copy=True).obsm["rvqa_codes"][:6]
+    answers = beginnings([prompts.answer(ANNOTATE.answer, label=label)[0].tolist() for label in model.card.labels])
+    asks = [
+        Ask(
+            (
+                *vocabulary.ids(codes[: 1 + i % 3]).ravel().tolist(),
+                *prompts.ids(ANNOTATE.prompt, codes[i : i + 1])[0].tolist(),
+            ),
+            answers,
+        )
+        for i in range(6)
+    ]
+    together = gather(model, HuggingFace(model), asks, title="x")
+    for ask, reply in zip(asks, together, strict=True):
+        (alone,) = gather(model, HuggingFace(model), [ask], title="x")
+        np.testing.assert_allclose(alone.scores, reply.scores, atol=1e-4)
+
+
+def test_beginnings_are_the_fewest_ids_that_tell_answers_apart():
+    assert beginnings([[1, 2, 9], [1, 3, 4, 9], [5, 6, 9]]) == ((1, 2), (1, 3), (5,))
+    assert beginnings([[1, 9], [1, 2, 9]]) == ((1, 9), (1, 2))  # one begins the other: its end tells
+    assert beginnings([[1, 2, 9]]) == ((1,),)
+    assert beginnings([[1, 2, 9], [1, 2, 9]]) == ((1, 2, 9), (1, 2, 9))
 
 
 def test_held_out_cells_are_annotated_far_above_the_majority_class(cells, model):

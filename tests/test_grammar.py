@@ -1,9 +1,5 @@
-"""The span automaton: the table, the vectorised states, the masks and a regular expression all say the same.
+"""The span automaton: the table, the vectorised states, the masks and a regular expression all say the same."""
 
-Outputs are written here as letters: t text, e the end token, o opener, 0-7 a code of that level, c closer.
-"""
-
-import re
 from itertools import product
 
 import numpy as np
@@ -12,47 +8,14 @@ import torch
 
 from rvqa import grammar
 from rvqa.errors import InputError
+from rvqa.grammar import Rule
 from rvqa.vocabulary import CellVocabulary
-
-CELL = CellVocabulary(20)  # ids 20 .. 277, as in a model of 290 rows
-SMALL = CellVocabulary(6, levels=2, entries=3)  # ids 6 .. 13: spans are o01c
-END_ID, ROWS = 3, 290
-MODES = ("free", "text", "one_cell")
-STATES = 5 + 8
-
-
-def letters(vocabulary):
-    return "teo" + "".join(map(str, range(vocabulary.levels))) + "c"
-
-
-def an_id(letter, vocabulary, code=0):
-    fixed = {"t": 1, "e": END_ID, "o": vocabulary.opener, "c": vocabulary.closer}
-    return fixed[letter] if letter in fixed else vocabulary.code_id(int(letter), code)
-
-
-def letter_of(token_id, vocabulary):
-    if token_id == END_ID:
-        return "e"
-    kind = vocabulary.kinds(token_id)
-    return "t" if kind < 0 else "o" if kind == 0 else "c" if kind > vocabulary.levels else str(kind - 1)
+from tests import spans
+from tests.spans import CELL, END_ID, ROWS, RULES, SMALL, STATES, an_id, letter_of, letters, may_go_on, still_needed
 
 
 def class_of(letter, vocabulary):
     return grammar.token_class(an_id(letter, vocabulary), vocabulary, stop_id=END_ID)
-
-
-def may_go_on(text, mode, vocabulary):
-    """Whether some whole output begins with these letters: the grammar once more, as a regular expression."""
-    codes = "".join(map(str, range(vocabulary.levels)))
-    part = "(?:o" + "".join(f"(?:{code}" for code in codes) + ")?" * len(codes) + ")?"
-    pattern = {"text": "[te]*", "free": f"(?:[te]|o{codes}c)*{part}", "one_cell": f"{part}|o{codes}ce*"}
-    return re.fullmatch(pattern[mode], text) is not None
-
-
-def still_needed(text, vocabulary):
-    """Tokens that an output must still write to close its last span."""
-    last = text.rfind("o")
-    return 0 if last < 0 or "c" in text[last:] else vocabulary.span_length - (len(text) - last)
 
 
 def written(states, vocabulary, rows=ROWS):
@@ -63,13 +26,14 @@ def written(states, vocabulary, rows=ROWS):
     return logits == 0
 
 
-def states_along(ids, vocabulary, mode, budget=None):
+def states_along(ids, vocabulary, rule, budget=None):
     """Vectorised states before each id of each row and after the last one: int [B, L + 1]."""
     K = vocabulary.span_length
     padded = torch.nn.functional.pad(torch.as_tensor(ids), (K, 0), value=grammar.ABSENT)
     last_BLK = padded.unfold(-1, K, 1)
-    remaining = None if budget is None else budget - torch.arange(last_BLK.shape[1])
-    return grammar.states(last_BLK, vocabulary, mode, remaining=remaining)
+    length = torch.arange(last_BLK.shape[1])
+    remaining = None if budget is None else budget - length
+    return grammar.states(last_BLK, vocabulary, rule.cells, length=length, remaining=remaining)
 
 
 # ---- every state and every token class -----------------------------------------------------------------------------
@@ -88,67 +52,71 @@ def test_every_state_and_token_class():
 
 
 def test_steps_of_every_state_and_token_class():
-    outside = {"free": grammar.TEXT, "text": grammar.PLAIN, "one_cell": grammar.END}
-    for mode, state, letter in product(MODES, range(STATES), letters(CELL)):
-        after = grammar.step(state, class_of(letter, CELL), mode, levels=8)
+    for rule, state, letter, length in product(RULES, range(STATES), letters(CELL), (1, 7, 10, 11, 20, 25)):
+        after = grammar.step(state, class_of(letter, CELL), rule.cells, length=length, levels=8)
         level = state - grammar.LEVEL_0
-        if letter == "o" and (state in (grammar.TEXT, grammar.OPEN) or mode == "free"):
+        opens = letter == "o" and (state == grammar.TEXT or rule.mode == "free")
+        if rule.cells > 0:  # counted, whatever was written
+            inside = length < 10 * rule.cells and length % 10
+            assert after == (
+                grammar.LEVEL_0 + length % 10 - 1
+                if inside
+                else grammar.OPEN
+                if length < 10 * rule.cells
+                else grammar.END
+            )
+        elif opens or (state == grammar.OPEN and letter == "o"):
             assert after == grammar.LEVEL_0
         elif 0 <= level < 8 and letter == str(level):
             assert after == state + 1
         else:
-            assert after == outside[mode]
+            assert after == (grammar.TEXT if rule.mode == "free" else grammar.PLAIN)
 
 
 # ---- every short string, random walks ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.mode)
 @pytest.mark.parametrize(("vocabulary", "longest"), [(CELL, 4), (SMALL, 5)])
-def test_every_short_string(mode, vocabulary, longest):
+def test_every_short_string(rule, vocabulary, longest):
     alphabet = letters(vocabulary)
     classes = torch.tensor([an_id(letter, vocabulary) for letter in alphabet])
     for length in range(longest + 1):
-        picks = (
-            torch.tensor(list(product(range(len(alphabet)), repeat=length)))
-            .long()
-            .reshape(len(alphabet) ** length, length)
-        )
-        ids = classes[picks]
-        along = states_along(ids, vocabulary, mode)
+        picks, ids = spans.every_string(vocabulary, length)
+        along = states_along(ids, vocabulary, rule)
         allowed = written(torch.arange(5 + vocabulary.levels), vocabulary)[:, classes]
         for row, row_ids, row_states in zip(picks.tolist(), ids.tolist(), along.tolist(), strict=True):
             text = "".join(alphabet[pick] for pick in row)
-            assert grammar.trace(row_ids, vocabulary, mode, stop_id=END_ID) == row_states
-            if may_go_on(text, mode, vocabulary):
-                expected = [may_go_on(text + letter, mode, vocabulary) for letter in alphabet]
+            assert grammar.trace(row_ids, vocabulary, rule.cells, stop_id=END_ID) == row_states
+            if may_go_on(text, rule, vocabulary):
+                expected = [may_go_on(text + letter, rule, vocabulary) for letter in alphabet]
                 assert allowed[row_states[-1]].tolist() == expected, text
             whole = text.partition("e")[0] + "e" * ("e" in text)
-            valid = may_go_on(whole, mode, vocabulary) and not still_needed(whole, vocabulary)
-            valid &= mode != "one_cell" or "c" in whole
-            assert grammar.is_valid_output(row_ids, mode, vocabulary, stop_ids=[END_ID]) == valid, text
+            valid = may_go_on(whole, rule, vocabulary) and not still_needed(whole, vocabulary)
+            valid &= whole.count("c") == rule.cells or rule.cells <= 0
+            assert grammar.is_valid_output(row_ids, rule, vocabulary, stop_ids=[END_ID]) == valid, text
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.mode)
 @pytest.mark.parametrize("budget", [0, 1, 3, 4, 5, 6, 7])
-def test_every_output_within_a_budget(mode, budget):
+def test_every_output_within_a_budget(rule, budget):
     """Depth first over all outputs that the masks let through: each open span can close, and nothing else is lost."""
     alphabet = letters(SMALL)
     ids = [an_id(letter, SMALL) for letter in alphabet]
     frontier = [""]
     for length in range(budget + 1):
         rows = [[an_id(letter, SMALL) for letter in text] for text in frontier]
-        along = states_along(torch.tensor(rows).reshape(len(rows), length), SMALL, mode, budget)
+        along = states_along(torch.tensor(rows).reshape(len(rows), length), SMALL, rule, budget)
         allowed = written(along[:, -1], SMALL)[:, ids].tolist()
         grown = []
         for text, row, states, may in zip(frontier, rows, along.tolist(), allowed, strict=True):
-            assert grammar.trace(row, SMALL, mode, stop_id=END_ID, max_new_tokens=budget) == states
+            assert grammar.trace(row, SMALL, rule.cells, stop_id=END_ID, max_new_tokens=budget) == states
             for letter, allow in zip(alphabet, may, strict=True):
                 fits = length + 1 + still_needed(text + letter, SMALL) <= budget
-                if mode == "one_cell" and budget < SMALL.span_length:
-                    assert allow == (letter == "e")
+                if rule.cells > 0 and text.count("c") == min(rule.cells, budget // SMALL.span_length):
+                    assert allow == (letter == "e")  # all cells are there that fit
                 elif length < budget:
-                    assert allow == (may_go_on(text + letter, mode, SMALL) and fits), (text, letter)
+                    assert allow == (may_go_on(text + letter, rule, SMALL) and fits), (text, letter)
                 if allow and length < budget:
                     grown.append(text + letter)
         if length == budget:
@@ -156,55 +124,45 @@ def test_every_output_within_a_budget(mode, budget):
         frontier = grown
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_random_walks(mode):
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.mode)
+def test_random_walks(rule):
     """Long strings, most steps allowed ones, some not: trace and states agree at each position, at any budget."""
-    rng = np.random.default_rng(0)
-    allowed = written(torch.arange(STATES), CELL).numpy()
-    for budget in (None, 35):
-        walks = np.empty((60, 60), np.int64)
-        for walk in walks:
-            state = grammar.trace([], CELL, mode)[0]
-            for i in range(60):
-                choices = np.flatnonzero(allowed[state])
-                if mode != "one_cell" and rng.random() < 0.2:
-                    choices = [CELL.opener, END_ID]
-                if rng.random() < 0.03:
-                    choices = range(ROWS)
-                walk[i] = rng.choice(choices)
-                token_class = grammar.token_class(int(walk[i]), CELL, stop_id=END_ID)
-                state = grammar.step(state, token_class, mode, levels=8)
-        traces = [grammar.trace(walk, CELL, mode, stop_id=END_ID, max_new_tokens=budget) for walk in walks.tolist()]
-        np.testing.assert_array_equal(states_along(walks, CELL, mode, budget).numpy(), traces)
-        if mode == "free":
-            assert len({state for trace in traces for state in trace}) >= 10
+    for budget, n in ((None, 20_000), (35, 5_000)):
+        walks, traces = spans.random_walks(rule, n, 24 if budget is None else 40, budget=budget)
+        np.testing.assert_array_equal(states_along(walks, CELL, rule, budget).numpy(), traces)
+        if rule.mode == "free":
+            assert len(np.unique(traces)) >= 10
 
 
 def test_states_need_no_more_than_the_last_ids():
     walk = torch.tensor([[1, *CELL.ids(np.zeros((1, 8), int))[0], 2, *CELL.ids(np.ones((1, 8), int))[0][:6]]])
-    for mode in MODES:
+    for rule in RULES:
         for length in range(walk.shape[1] + 1):
             whole, last = walk[:, :length], walk[:, max(length - 10, 0) : length]
-            assert grammar.states(whole, CELL, mode).tolist() == grammar.states(last, CELL, mode).tolist()
+            short = grammar.states(last, CELL, rule.cells, length=length)
+            assert grammar.states(whole, CELL, rule.cells).tolist() == short.tolist()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_span_opens_when_ten_tokens_remain_and_not_when_nine_do(mode):
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.mode)
+def test_a_span_opens_when_ten_tokens_remain_and_not_when_nine_do(rule):
     for output in ([], [1]):
         ids = torch.tensor([output] * 3, dtype=torch.long)
-        plenty = grammar.states(ids, CELL, mode)
+        plenty = grammar.states(ids, CELL, rule.cells)
+        if int(plenty[0]) >= grammar.LEVEL_0:  # a place in a span, whatever the id: no budget asks there
+            continue
         short = {grammar.TEXT: grammar.PLAIN, grammar.OPEN: grammar.END}.get(int(plenty[0]), int(plenty[0]))
         for remaining in (0, 9, 10, 11):
             expected = [short if remaining < 10 else int(plenty[0])] * 3
             for given in (remaining, torch.tensor(remaining), torch.tensor([remaining] * 3)):
-                assert grammar.states(ids, CELL, mode, remaining=given).tolist() == expected
+                assert grammar.states(ids, CELL, rule.cells, remaining=given).tolist() == expected
 
 
 def test_nothing_waits_for_the_device():
     """A tensor on the meta device has no values: any look from the host at one would raise."""
     last = torch.zeros(4, 7, 10, dtype=torch.long, device="meta")
-    for mode, remaining in product(MODES, (None, 5, torch.zeros(4, 7, dtype=torch.long, device="meta"))):
-        states = grammar.states(last, CELL, mode, remaining=remaining)
+    zeros = torch.zeros(4, 7, dtype=torch.long, device="meta")
+    for cells, remaining, length in product((-2, -1, 0, 3, zeros), (None, 5, zeros), (None, 12, zeros)):
+        states = grammar.states(last, CELL, cells, length=length, remaining=remaining)
         assert states.shape == (4, 7)
         assert states.dtype == torch.int64
         logits = torch.zeros(4, 7, ROWS, device="meta")
@@ -239,7 +197,7 @@ def test_what_cannot_be():
     with pytest.raises(InputError, match="270 columns, but the cell tokens reach id 277"):
         grammar.apply_mask_(torch.zeros(1, 270), torch.tensor([0]), CELL)
     with pytest.raises(InputError, match="no mode 'cells'; expected one of free, text, one_cell"):
-        grammar.states(torch.zeros(1, 1, dtype=torch.long), CELL, "cells")
+        Rule("cells")
     with pytest.raises(InputError, match="is a cell token"):
         grammar.windows(CELL, stop_id=CELL.closer)
 
@@ -248,8 +206,93 @@ def test_outputs_with_several_end_tokens():
     span = CELL.ids(np.zeros((1, 8), int))[0].tolist()
     ends = (END_ID, 4)
     for tail, valid in [([], True), ([END_ID], True), ([END_ID, 4, 4], True), ([4], False), ([1], False)]:
-        assert grammar.is_valid_output([*span, *tail], "one_cell", CELL, stop_ids=ends) == valid
-    assert grammar.is_valid_output([1, 4, CELL.closer], "free", CELL, stop_ids=ends)
-    assert not grammar.is_valid_output([1, 5, CELL.closer], "free", CELL, stop_ids=ends)
-    assert grammar.is_valid_output(torch.tensor([1, *span, 2]), "free", CELL)
-    assert not grammar.is_valid_output([1, *span, 2], "text", CELL)
+        assert grammar.is_valid_output([*span, *tail], Rule("one_cell"), CELL, stop_ids=ends) == valid
+    assert grammar.is_valid_output([1, 4, CELL.closer], Rule("free"), CELL, stop_ids=ends)
+    assert not grammar.is_valid_output([1, 5, CELL.closer], Rule("free"), CELL, stop_ids=ends)
+    assert grammar.is_valid_output(torch.tensor([1, *span, 2]), Rule("free"), CELL)
+    assert not grammar.is_valid_output([1, *span, 2], Rule("text"), CELL)
+
+
+# ---- rows of several rules, choices, options -----------------------------------------------------------------------
+
+
+def test_rows_of_several_rules_at_once():
+    """One call for a mixed batch gives what each row gets alone."""
+    walks = np.concatenate([spans.random_walks(rule, 50, 30, seed=1)[0] for rule in RULES])
+    cells = torch.tensor([[rule.cells] * 50 for rule in RULES]).reshape(-1)
+    length = torch.from_numpy(np.random.default_rng(0).integers(0, 31, len(walks)))
+    remaining = torch.from_numpy(np.random.default_rng(1).integers(0, 30, len(walks)))
+    last = torch.full((len(walks), 10), grammar.ABSENT)
+    for row, n in enumerate(length.tolist()):
+        kept = walks[row, max(n - 10, 0) : n]
+        last[row, 10 - len(kept) :] = torch.from_numpy(kept)
+    together = grammar.states(last, CELL, cells, length=length, remaining=remaining)
+    for row, state in enumerate(together.tolist()):
+        n = int(length[row])
+        budget = n + int(remaining[row])
+        assert state == grammar.trace(walks[row, :n], CELL, int(cells[row]), max_new_tokens=budget)[-1]
+    assert grammar.states(last, CELL, grammar.CHOICE).tolist() == [grammar.LEAVE] * len(walks)
+
+
+@pytest.mark.parametrize("remaining", [None, 0, 1, 2, 3, 9])
+def test_choices_are_a_trie(remaining):
+    """Against a plain walk over all answers, for every output of up to four ids of a small alphabet."""
+    answers = [(5, 6), (5, 6, 7), (5, 7), (8,), (8, 8, 8)]
+    tensor = grammar.answer_tensor(answers, END_ID)
+    alphabet = [5, 6, 7, 8, END_ID]
+    for length in range(5):
+        rows = list(product(alphabet, repeat=length))
+        logits = torch.randn(len(rows), 12, generator=torch.Generator().manual_seed(0))
+        ids = torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
+        padded = torch.cat([ids, torch.randint(0, 12, (len(rows), 3))], dim=1)  # what stands behind is not read
+        masked = grammar.mask_choices_(logits.clone(), padded, length, tensor, END_ID, remaining=remaining)
+        for row, before, after in zip(rows, logits, masked, strict=True):
+            whole = [(*answer, END_ID) for answer in answers]
+            fit = [a for a in whole if a[:length] == row and len(a) > length]
+            fit = [a for a in fit if remaining is None or len(a) - 1 - length <= remaining]
+            expected = {a[length] for a in fit} or {END_ID}
+            kept = set(torch.isfinite(after).nonzero().flatten().tolist())
+            assert kept == expected
+            assert all(before[i] == after[i] for i in kept)
+    for answer in answers:
+        assert grammar.is_valid_output(
+            [*answer, END_ID], Rule("choice", choices=("x",)), CELL, stop_ids=[END_ID], answers=answers
+        )
+        assert grammar.is_valid_output(answer, Rule("choice", choices=("x",)), CELL, stop_ids=[END_ID], answers=answers)
+    assert not grammar.is_valid_output([5], Rule("choice", choices=("x",)), CELL, stop_ids=[END_ID], answers=answers)
+
+
+def test_choices_of_each_row_at_its_own_length():
+    tensor = grammar.answer_tensor([(5, 6), (7,)], END_ID)
+    ids = torch.tensor([[0, 0], [5, 0], [5, 6], [7, 9], [9, 9]])
+    length = torch.tensor([0, 1, 2, 1, 2])
+    remaining = torch.tensor([1, 4, 4, 4, 4])
+    masked = grammar.mask_choices_(torch.zeros(5, 12), ids, length, tensor, END_ID, remaining=remaining)
+    assert [row.nonzero().flatten().tolist() for row in torch.isfinite(masked)] == [[7], [6], [3], [3], [3]]
+    meta = torch.zeros(5, 12, device="meta")
+    on_meta = (each.to("meta") for each in (ids, length, tensor))
+    assert grammar.mask_choices_(meta, *on_meta, END_ID, remaining=3) is meta  # nothing waits for the device
+
+
+def test_rules_as_options():
+    for rule in (*RULES, Rule("n_cells", 7), Rule("choice", choices=(" B", " T cell"))):
+        assert Rule.from_options({**rule.options(), "other": 1}) == rule
+    assert Rule.from_options(None) == Rule("free")
+    for options, match in [
+        ({"rvqa_mode": "cells"}, "no mode 'cells'"),
+        ({"rvqa_mode": ["free"]}, "no mode"),
+        ({"rvqa_mod": "free"}, "no option 'rvqa_mod'; expected rvqa_mode"),
+        ({"rvqa_mode": "n_cells"}, "n_cells goes with mode"),
+        ({"rvqa_n_cells": 2}, "n_cells goes with mode"),
+        ({"rvqa_mode": "n_cells", "rvqa_n_cells": 0}, "n_cells is 0; expected a whole number"),
+        ({"rvqa_mode": "n_cells", "rvqa_n_cells": True}, "n_cells is True"),
+        ({"rvqa_mode": "n_cells", "rvqa_n_cells": 2.0}, r"n_cells is 2\.0"),
+        ({"rvqa_mode": "choice"}, "choices with mode"),
+        ({"rvqa_mode": "choice", "rvqa_choices": "B"}, "expected a list of texts"),
+        ({"rvqa_mode": "choice", "rvqa_choices": []}, "each different and none empty"),
+        ({"rvqa_mode": "choice", "rvqa_choices": ["B", "B"]}, "each different and none empty"),
+        ({"rvqa_mode": "choice", "rvqa_choices": [["B"]]}, "each different and none empty"),
+        ({"rvqa_mode": "choice", "rvqa_choices": ["\ud800"]}, "cannot be written as UTF-8"),
+    ]:
+        with pytest.raises(InputError, match=match):
+            Rule.from_options(options)

@@ -71,16 +71,19 @@ class Corpus:
         settings: CorpusSettings,
         *,
         seed: int,
+        aside_N: np.ndarray | None = None,
     ) -> None:
+        """`aside_N`, bool, over the cells of all references in turn: no example is made of these."""
         self.prompts, self.settings = prompts, settings
         self.rng = np.random.default_rng(seed)
         self.codes_VNM = np.concatenate([self._readings(each, cell_tokenizer) for each in references], axis=1)
         self.label_N = np.concatenate([each.labels for each in references])
         self.condition_N = np.concatenate([each.conditions for each in references])
         self.file_N = np.repeat(np.arange(len(references)), [each.adata.n_obs for each in references])
-        self.labelled = np.flatnonzero(self.label_N != "")
-        perturbed = np.flatnonzero((self.label_N != "") & (self.condition_N != ""))
-        control = np.flatnonzero((self.label_N != "") & (self.condition_N == ""))
+        used_N = self.label_N != "" if aside_N is None else (self.label_N != "") & ~aside_N
+        self.labelled = np.flatnonzero(used_N)
+        perturbed = np.flatnonzero(used_N & (self.condition_N != ""))
+        control = np.flatnonzero(used_N & (self.condition_N == ""))
         self._controls = dict(self._groups(control, self.file_N, self.label_N))
         self.perturbed = np.array([cell for cell in perturbed.tolist() if len(self.partners(cell))], dtype=np.int64)
         self.unchanged = control[np.isin(self.file_N[control], self.file_N[self.perturbed])]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ import transformers
 from anndata import AnnData
 
 import rvqa
+from rvqa.annotation import label_scores
 from rvqa.errors import InputError, InputWarning
 from rvqa.model import Card, Model
 from rvqa.obs import nearest
 from rvqa.prompts import PromptEncoder
 from rvqa.training.backbone import load_backbone, open_base
+from rvqa.training.calibration import set_aside, temperature
 from rvqa.training.corpus import Corpus, CorpusSettings, texts, words
 from rvqa.training.cpt import LanguageSettings, pretrain
 from rvqa.training.reference import Reference, read_reference
@@ -82,12 +84,17 @@ def fit(
         warnings.warn(f"There is one label, {labels[0]!r}: every cell will be called that.", InputWarning, stacklevel=2)
     _require_partners(references, perturbations)
     pretrained = None if base is None else open_base(base)  # before minutes are spent
-    cell_tokenizer = fit_tokenizer(references, settings.tokenizer, progress=progress)
+    aside_N = set_aside(np.concatenate([each.labels for each in references]), seed=settings.seed)
+    asides = np.split(aside_N, np.cumsum([each.adata.n_obs for each in references])[:-1])
+    hidden = [
+        replace(each, labels=np.where(aside, "", each.labels)) for each, aside in zip(references, asides, strict=True)
+    ]
+    cell_tokenizer = fit_tokenizer(hidden, settings.tokenizer, progress=progress)
     language_model, text_tokenizer, vocabulary = load_backbone(
         pretrained, texts(references), cell_tokenizer.codebooks_MKD, seed=settings.seed
     )
     prompts = PromptEncoder(text_tokenizer, vocabulary)
-    corpus = Corpus(references, cell_tokenizer, prompts, settings.corpus, seed=settings.seed)
+    corpus = Corpus(references, cell_tokenizer, prompts, settings.corpus, seed=settings.seed, aside_N=aside_N)
     loss = pretrain(language_model, corpus, settings.language, progress=progress)
     ontology_ids = {label: term for each in references for label, term in each.ontology_ids.items()}
     training = {
@@ -98,7 +105,12 @@ def fit(
         "versions": {"rvqa": rvqa.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     card = Card(labels, perturbations, ontology_ids, training)
-    return Model(cell_tokenizer, language_model, text_tokenizer, vocabulary, card)
+    model = Model(cell_tokenizer, language_model, text_tokenizer, vocabulary, card)
+    if not aside_N.any():
+        return model
+    score_NC, _ = label_scores(model, corpus.codes_VNM[0, aside_N], labels)
+    calibrated = temperature(score_NC, np.array([labels.index(label) for label in corpus.label_N[aside_N]]))
+    return replace(model, card=replace(card, calibration=calibrated))
 
 
 def _require_partners(references: Sequence[Reference], perturbations: Sequence[str]) -> None:

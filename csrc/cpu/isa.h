@@ -65,6 +65,9 @@ struct Kernels {
     void (*decode)(const uint8_t* codes, int64_t stride, const float* codebooks, int64_t N, int64_t levels, int64_t K,
                    int64_t D, float* out);
 
+    // bytes of one value of `width` (2 or 4) bytes, given twice in `value` where it has 2; past the caches if streamed.
+    void (*fill)(char* at, int64_t bytes, int64_t width, uint32_t value, bool streamed);
+
     // Sum of counts; true where it is exact, false where it may not be (or is not finite).
     bool (*whole_sum)(const float* counts, int64_t n, double* sum);
 

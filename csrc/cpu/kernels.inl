@@ -227,6 +227,32 @@ void decode(const uint8_t* codes, int64_t code_stride, const float* codebooks, i
     fence();
 }
 
+void fill(char* at, int64_t bytes, int64_t width, uint32_t value, bool streamed) {
+    constexpr int64_t VECTOR = W * sizeof(float);
+    char* const end = at + bytes;
+    const auto one = [&] {
+        width == 4 ? __builtin_memcpy(at, &value, 4) : __builtin_memcpy(at, &value, 2);
+        at += width;
+    };
+    float bits;
+    __builtin_memcpy(&bits, &value, 4);
+    const Vec v = all(bits);
+    while (at < end && reinterpret_cast<uintptr_t>(at) % VECTOR) one();
+    if (streamed) {
+        for (; end - at >= VECTOR; at += VECTOR) stream(reinterpret_cast<float*>(at), v);
+        fence();
+    } else {
+#if defined(__x86_64__) && defined(__GNUC__)
+        // Whole cache lines without reading them first, which vector stores do: up to a third faster.
+        int64_t left = (end - at) / 4;
+        asm volatile("rep stosl" : "+D"(at), "+c"(left) : "a"(value) : "memory");
+#else
+        for (; end - at >= VECTOR; at += VECTOR) store(reinterpret_cast<float*>(at), v);
+#endif
+    }
+    while (at < end) one();
+}
+
 #include "cpu/project.inl"
 
 // ---- floors that benches measure: nothing else calls these -------------------------------------------------------
@@ -276,6 +302,6 @@ void gather_multiply_add(const int64_t* indptr, const int32_t* indices, const fl
 
 constexpr Kernels kernels_called(const char* name) {
     return {name,      encode_tile,  square,       score_panel, nearest_tiles, distance,           decode,
-            whole_sum, log1p_scaled, PLACE,       collect,       project_word,       W,
+            fill, whole_sum, log1p_scaled, PLACE,       collect,       project_word,       W,
             multiply_add, gather_multiply_add};
 }

@@ -1,6 +1,7 @@
-"""Cells written by Hugging Face models: the grammar as a logits processor, and ten forced-window tokens done fast.
+"""Hugging Face models as an engine: the grammar as a logits processor, and ten forced-window tokens done fast.
 
-`CellSpanLogitsProcessor` is a thin adapter of `rvqa.grammar` for `model.generate`. `generate_cells` writes one cell a
+`CellSpanLogitsProcessor` is a thin adapter of `rvqa.grammar` for `model.generate`. `HuggingFace` answers the asks of
+`rvqa.serving.engine`. `generate_cells` writes one cell a
 prompt; its fast path runs the model on the 8 free positions only (opener and closer are known) and multiplies the last
 hidden state with the 32 output rows of the level at hand, `hidden_BH @ W[lo:hi].T`, instead of all 151,936.
 
@@ -21,37 +22,112 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rvqa import grammar
 from rvqa.errors import InputError
+from rvqa.prompts import word_ids
+from rvqa.serving.engine import Ask, Reply
+from rvqa.serving.scoring import AnswerTree
 from rvqa.vocabulary import CellVocabulary, require_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from rvqa.model import Model
+
 # Settings with which a model changes logits after its output matrix; the fast path knows none of them.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class HuggingFace:
+    """An engine of `rvqa.serving.engine`: the model in this process.
+
+    Parameters
+    ----------
+    model
+        With its weights.
+    batch_size
+        Most prompts at once; fewer where logits would take too much memory.
+    """
+
+    def __init__(self, model: Model, *, batch_size: int = 256) -> None:
+        self.model, self.network, self.batch_size = model, model.language_model, batch_size
+
+    def replies(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        """Answer all asks, those alike in one batch; prompts of one length together."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for i, ask in enumerate(asks):
+            groups.setdefault((ask.answers, ask.rule, ask.max_tokens, ask.temperature), []).append(i)
+        for places in groups.values():
+            places.sort(key=lambda i: len(asks[i].prompt))  # stable
+            first = asks[places[0]]
+            tree = AnswerTree(self.network, first.answers) if first.answers else None
+            size = min(self.batch_size, tree.most_prompts) if tree else self.batch_size
+            for start in range(0, len(places), size):
+                batch = places[start : start + size]
+                prompts_BP, pad_B = self._padded([asks[i].prompt for i in batch])
+                padded = bool(pad_B.any())
+                if tree:
+                    scores_BC = tree.scores(prompts_BP, pad_B.to(prompts_BP.device) if padded else None)
+                    replies = [Reply(scores=row) for row in scores_BC.tolist()]
+                else:
+                    mask = (torch.arange(prompts_BP.shape[1]) >= pad_B[:, None]).long().to(prompts_BP.device)
+                    replies = [Reply(ids=row) for row in self._write(asks[batch[0]], prompts_BP, mask)]
+                yield from zip(batch, replies, strict=True)
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, prompts))
+        end = self.model.prompts.end
+        rows = np.array([[*[end] * (width - len(prompt)), *prompt] for prompt in prompts], dtype=np.int64)
+        return torch.from_numpy(rows).to(self.network.device), torch.tensor([width - len(prompt) for prompt in prompts])
+
+    def _write(self, ask: Ask, prompts_BP: torch.Tensor, mask_BP: torch.Tensor) -> list[list[int]]:
+        """Outputs of one batch, each up to its end token."""
+        vocabulary, tokenizer = self.model.vocabulary, self.model.text_tokenizer
+        if ask.rule.mode == "one_cell":
+            codes_BM = generate_cells(
+                self.network, prompts_BP, mask_BP, vocabulary, temperature=ask.temperature, seed=ask.seed
+            )
+            return vocabulary.ids(codes_BM).tolist()
+        end = self.model.prompts.end
+        processor = CellSpanLogitsProcessor(
+            vocabulary,
+            ask.rule,
+            prompt_length=prompts_BP.shape[1],
+            max_new_tokens=ask.max_tokens,
+            stop_ids=end,
+            answers=[word_ids(tokenizer, text) for text in ask.rule.choices or ()],
+        )
+        output_BL = _sample(
+            self.network, prompts_BP, mask_BP, processor, ask.temperature, ask.seed, eos_token_id=end, pad_token_id=end
+        )
+        rows = output_BL.tolist()
+        return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
 class CellSpanLogitsProcessor(LogitsProcessor):
     """Holds `model.generate` to the grammar of cell spans.
 
-    Put it last among your logits processors. Options that ban the end token (`min_new_tokens`) contradict one_cell.
+    Put it last among your logits processors. Options that ban the end token (`min_new_tokens`) contradict the rules
+    that end an output themselves.
 
     Parameters
     ----------
     vocabulary
         Where the cell tokens lie.
-    mode
-        "free" (text with whole spans), "text" (no cell tokens) or "one_cell" (one span, then stop).
+    rule
+        What outputs must be: `Rule("free")` (text with whole spans), `Rule("text")` (no cell tokens),
+        `Rule("one_cell")`, `Rule("n_cells", n_cells=3)` or `Rule("choice", choices=(" B", " T"))`.
     prompt_length
         Number of columns of `input_ids` that are prompt, padding included; spans in the prompt do not matter.
     max_new_tokens
         The same number as given to `generate`: no span opens that could not close.
     stop_ids
-        The model's end tokens (`generation_config.eos_token_id`); one_cell forces the first after its span.
+        The model's end tokens (`generation_config.eos_token_id`); the first is forced where the rule ends an output.
+    answers
+        Ids of the rule's choices, in their order (`rvqa.prompts.word_ids`).
 
     Raises
     ------
     InputError
-        An unknown mode, or one_cell with a budget too small for a span or with room after it but no end token.
+        A budget too small for the rule's cells, room after them but no end token, or choices without ids.
     """
 
     supports_continuous_batching = False
@@ -59,25 +135,37 @@ class CellSpanLogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         vocabulary: CellVocabulary,
-        mode: grammar.Mode,
+        rule: grammar.Rule,
         *,
         prompt_length: int,
         max_new_tokens: int,
         stop_ids: Sequence[int] | int = (),
+        answers: Sequence[Sequence[int]] = (),
     ) -> None:
         stop_ids = (stop_ids,) if isinstance(stop_ids, int) else tuple(stop_ids)
-        self.stop_id = grammar.check_request(vocabulary, mode, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+        self.stop_id = grammar.check_request(vocabulary, rule, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+        if len(answers) != len(rule.choices or ()):
+            raise InputError(
+                f"There are {len(rule.choices or ())} choices and ids of {len(answers)}; give one for each."
+            )
         self.vocabulary = vocabulary
-        self.mode = mode
+        self.rule = rule
         self.prompt_length = prompt_length
         self.max_new_tokens = max_new_tokens
+        self.answers = tuple(map(tuple, answers))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Masked copy of `scores` [B, V], given prompts and outputs `input_ids` int64 [B, L]."""
         output_BL = input_ids[:, self.prompt_length :]
-        remaining = self.max_new_tokens - output_BL.shape[1]
+        length = output_BL.shape[1]
+        remaining = self.max_new_tokens - length
+        if self.stop_id is not None and self.answers:
+            answers_AD = grammar.answer_tensor(self.answers, self.stop_id, scores.device)
+            return grammar.mask_choices_(
+                scores.clone(), output_BL, length, answers_AD, self.stop_id, remaining=remaining
+            )
         last_BK = output_BL[:, -self.vocabulary.span_length :]
-        states_B = grammar.states(last_BK, self.vocabulary, self.mode, remaining=remaining)
+        states_B = grammar.states(last_BK, self.vocabulary, self.rule.cells, length=length, remaining=remaining)
         return grammar.apply_mask_(scores.clone(), states_B, self.vocabulary, stop_id=self.stop_id)
 
 
@@ -152,20 +240,38 @@ def _generate(
     seed: int,
 ) -> torch.Tensor:
     """`model.generate` in mode one_cell: the plain form of `_fast`, for any model and any logit settings."""
-    L = input_ids_BL.shape[1]
-    processor = CellSpanLogitsProcessor(vocabulary, "one_cell", prompt_length=L, max_new_tokens=vocabulary.span_length)
+    processor = CellSpanLogitsProcessor(
+        vocabulary,
+        grammar.Rule("one_cell"),
+        prompt_length=input_ids_BL.shape[1],
+        max_new_tokens=vocabulary.span_length,
+    )
+    return _sample(model, input_ids_BL, attention_mask, processor, temperature, seed)
+
+
+def _sample(
+    model: Any,
+    input_ids_BL: torch.Tensor,
+    attention_mask: torch.Tensor,
+    processor: CellSpanLogitsProcessor,
+    temperature: float,
+    seed: int,
+    **settings: int,
+) -> torch.Tensor:
+    """Outputs of `model.generate` under the grammar alone, [B, length]."""
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     devices = [input_ids_BL.device] if input_ids_BL.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _plain_generation_config(model):
+    with torch.random.fork_rng(devices=devices), _plain_generation_config(model), torch.no_grad():
         torch.manual_seed(seed)
         output = model.generate(
             input_ids_BL,
             attention_mask=attention_mask,
             logits_processor=LogitsProcessorList([processor]),
-            max_new_tokens=vocabulary.span_length,
+            max_new_tokens=processor.max_new_tokens,
             **sampling,
+            **settings,
         )
-    return output[:, L:]
+    return output[:, input_ids_BL.shape[1] :]
 
 
 @contextmanager

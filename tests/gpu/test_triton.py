@@ -12,11 +12,12 @@ import torch
 
 from rvqa.kernels import ops, reference, registry
 from tests.kernels.exact import FAMILIES, exact_codes, natural
+from tests.kernels.test_span_mask import BITS, check, random_logits, random_states, windows
 
 if (reason := registry.reason_absent("triton")) is not None:
     pytest.skip(f"backend triton is not live: {reason}", allow_module_level=True)
 
-from rvqa.kernels import triton_backend, triton_codes
+from rvqa.kernels import triton_backend, triton_codes, triton_mask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
@@ -175,6 +176,45 @@ def test_decode(N, D):
         assert out.numpy().tobytes() == reference.decode(codes, codebooks, levels).numpy().tobytes()
 
 
+def mask(logits, states, spans):
+    """In place in the memory around the rows, wherever the kernel runs."""
+    moved = logits.to(DEVICE) if DEVICE == "cuda" else logits
+    triton_backend.apply_span_mask_(moved, states.to(DEVICE), spans.to(DEVICE))
+    logits.copy_(moved)
+
+
+@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("V", [1, 7, 1000, 4096, 9001])
+def test_masks(V, dtype):
+    """Every window, then some rows; columns beyond a row stay."""
+    S = len(windows(V))
+    for states in (torch.arange(S), random_states(17, S, dtype=torch.int32)):
+        logits, around = random_logits(len(states), V, dtype=dtype, offset=3, beyond=2)
+        check(logits, around, states, windows(V), offset=3, run=mask)
+
+
+def test_masks_a_vocabulary():
+    V, opener = 151_936, 151_669
+    spans = torch.tensor([(opener + 1 + 32 * m, opener + 33 + 32 * m, 1) for m in range(8)] + [(opener, V, 0)])
+    logits, around = random_logits(3, V)
+    check(logits, around, torch.tensor([7, 8, -1]), spans, run=mask)
+
+
+def test_masks_nothing():
+    spans = torch.tensor([[0, 3, 1]])
+    for B, V in ((0, 5), (3, 0)):
+        mask(torch.empty(B, V), torch.zeros(B, dtype=torch.int64), spans)
+
+
+def test_a_state_without_a_window_leaves_its_row():
+    """On a device nothing is refused; the kernel alone, as it would see them there."""
+    logits = torch.ones(4, 5, device=DEVICE)
+    states = torch.tensor([-7, 2, 2**40, 0], device=DEVICE)
+    triton_mask.apply_span_mask_(logits, states, torch.tensor([[0, 5, 0], [0, 5, 0]], device=DEVICE))
+    assert logits.isinf().all(1).tolist() == [False, False, False, True]
+    assert logits.isfinite().all(1).tolist() == [True, True, True, False]
+
+
 def counts(N, columns=50, *, order="sorted", seed=0, fractions=False):
     """CSR parts with empty rows and stored zeros."""
     g = torch.Generator().manual_seed(seed)
@@ -291,7 +331,7 @@ import json, os, re, subprocess, sys, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from rvqa.kernels import triton_codes as codes, triton_csr as csr
+from rvqa.kernels import triton_codes as codes, triton_csr as csr, triton_mask
 
 tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 results = []
@@ -329,6 +369,8 @@ for DP in (8, 128, 1024):
     check(codes._verify_kernel, "*i64 *fp32 *fp32 *fp64 *fp64 *u8 *fp64 *u8 *u8 i32 i32 i32 i32", constants)
 for BD in (16, 256):
     check(codes._decode_kernel, "*u8 *fp32 *fp32 i32 i32 i32 i32 i32", {"BN": 2048 // BD, "BD": BD})
+for logits in ("*fp32", "*bf16", "*fp16"):
+    check(triton_mask._mask_kernel, f"{logits} *i64 *i64 i32 i32 i32", {"BLOCK": triton_mask._BLOCK}, num_warps=8)
 for index, count, mapped in (("i32", "fp32", False), ("i64", "u16", True), ("i32", "u8", True)):
     maps, none = ("*i64 *u8", {}) if mapped else ("", {"map_ptr": None, "shared_ptr": None})
     constants = {"GIVEN": mapped, "MAPPED": mapped, "BE": 128, **none}

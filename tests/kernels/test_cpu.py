@@ -20,6 +20,7 @@ import hashlib, torch
 from rvqa.kernels import cpu, ops
 from tests.kernels.exact import FAMILIES, natural
 from tests.kernels.test_csr_project import counts
+from tests.kernels.test_span_mask import BITS, random_logits, windows
 
 digest = hashlib.sha256()
 def add(*tensors):
@@ -35,6 +36,14 @@ for H in (1, 19, 64, 100, 256):
     for fractions in (False, True):
         weight = torch.randn(50, H, generator=torch.Generator().manual_seed(H))
         add(ops.csr_project(*counts(300, fractions=fractions), weight, torch.ones(H)))
+for dtype in BITS:
+    for V in (1, 7, 290, 70_001):
+        logits, around = random_logits(len(windows(V)), V, dtype=dtype, offset=3, beyond=1)
+        ops.apply_span_mask_(logits, torch.arange(len(windows(V))), windows(V))
+        add(around.view(BITS[dtype]))
+logits, around = random_logits(60, 300_000, offset=1)  # past the caches
+ops.apply_span_mask_(logits, torch.ones(60, dtype=torch.int64), windows(300_000))
+add(around)
 print(cpu.isa(), digest.hexdigest())
 """
 

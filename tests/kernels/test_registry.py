@@ -44,6 +44,7 @@ def operator_calls():
         "decode": (codes, codebooks, 2),
         "decode_into": (codes, codebooks, 2, torch.empty(9, 5)),
         "csr_project": (*sparse(), weight, bias, 1e4, torch.tensor([0, -1, 3]), torch.ones(2)),
+        "apply_span_mask_": (torch.ones(3, 7), torch.tensor([1, -1, 0]), torch.tensor([[2, 4, 1], [2, 4, 0]])),
     }
 
 

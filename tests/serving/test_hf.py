@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 from rvqa.errors import InputError
-from rvqa.grammar import is_valid_output
+from rvqa.grammar import Rule, is_valid_output
 from rvqa.serving.hf import CellSpanLogitsProcessor, generate_cells
 from rvqa.vocabulary import CellVocabulary, install_rows
 from tests import qwen_fixture
@@ -54,9 +54,9 @@ def test_hot_generation_is_always_valid(model, mode, budget):
     L = ids_BL.shape[1]
     if mode == "one_cell" and budget < 10:
         with pytest.raises(InputError, match=f"max_new_tokens={budget} cannot hold a cell"):
-            CellSpanLogitsProcessor(CELL, mode, prompt_length=L, max_new_tokens=budget, stop_ids=END_ID)
+            CellSpanLogitsProcessor(CELL, Rule(mode), prompt_length=L, max_new_tokens=budget, stop_ids=END_ID)
         return
-    processor = CellSpanLogitsProcessor(CELL, mode, prompt_length=L, max_new_tokens=budget, stop_ids=END_ID)
+    processor = CellSpanLogitsProcessor(CELL, Rule(mode), prompt_length=L, max_new_tokens=budget, stop_ids=END_ID)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget)
         output = model.generate(
@@ -69,7 +69,7 @@ def test_hot_generation_is_always_valid(model, mode, budget):
             top_k=0,
         )[:, L:]
     for row in output.tolist():
-        assert is_valid_output(row, mode, CELL, stop_ids=[END_ID, PAD_ID]), row
+        assert is_valid_output(row, Rule(mode), CELL, stop_ids=[END_ID, PAD_ID]), row
     spans = [CELL.find_spans(row) for row in output.tolist()]
     if mode == "one_cell":
         assert [[start for start, _ in found] for found in spans] == [[0]] * 16
@@ -79,7 +79,7 @@ def test_hot_generation_is_always_valid(model, mode, budget):
 
 
 def test_masks_leave_the_given_scores_alone(model):
-    processor = CellSpanLogitsProcessor(CELL, "one_cell", prompt_length=2, max_new_tokens=10)
+    processor = CellSpanLogitsProcessor(CELL, Rule("one_cell"), prompt_length=2, max_new_tokens=10)
     scores = torch.randn(3, 560)
     before = scores.clone()
     masked = processor(torch.full((3, 2), CELL.opener), scores)
@@ -88,11 +88,11 @@ def test_masks_leave_the_given_scores_alone(model):
 
 
 def test_one_cell_wants_an_end_token_where_there_is_room_for_one():
-    CellSpanLogitsProcessor(CELL, "one_cell", prompt_length=0, max_new_tokens=10)
+    CellSpanLogitsProcessor(CELL, Rule("one_cell"), prompt_length=0, max_new_tokens=10)
     with pytest.raises(InputError, match="no end token"):
-        CellSpanLogitsProcessor(CELL, "one_cell", prompt_length=0, max_new_tokens=11)
+        CellSpanLogitsProcessor(CELL, Rule("one_cell"), prompt_length=0, max_new_tokens=11)
     with pytest.raises(InputError, match="no mode"):
-        CellSpanLogitsProcessor(CELL, "cell", prompt_length=0, max_new_tokens=11)
+        CellSpanLogitsProcessor(CELL, Rule("cell"), prompt_length=0, max_new_tokens=11)
 
 
 # ---- generate_cells ------------------------------------------------------------------------------------------------

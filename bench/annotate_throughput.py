@@ -1,0 +1,158 @@
+"""Cells annotated a second: ten tokens a cell against a sentence of its 200 highest genes, and against evidence first.
+
+python -m bench.annotate_throughput [--json] [--layers 28] [--width 1024]
+
+Real PBMC3k cells from raw counts to a label among Kang's eight, on one language model with Qwen3's vocabulary and
+tokenizer, by default of the shape of Qwen3-0.6B; its weights are random, since speed does not depend on them. Both
+sides begin with the counts and end with probabilities of the labels from the same one-pass scorer:
+
+    ten tokens      rvqa.encode, prompt of ten tokens
+    cell sentence   the 200 highest genes by name (as Cell2Sentence writes them), Qwen's BPE, prompt of that text
+    evidence        ten tokens, then 100 tokens written one after the other, then the labels
+
+Each side runs at the faster of its batch sizes. Needs RVQA_DATA_DIR and RVQA_REF_DIR.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import anndata
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import rvqa
+from bench import harness
+from rvqa.annotation import beginnings, label_scores
+from rvqa.errors import InputError
+from rvqa.model import Card, Model
+from rvqa.prompts import ANNOTATE, PromptEncoder
+from rvqa.serving.engine import Ask, gather
+from rvqa.serving.hf import HuggingFace
+from rvqa.tokenizer import CellTokenizer
+from rvqa.training.reference import read_reference
+from rvqa.training.tokenizer import TokenizerSettings
+from rvqa.vocabulary import install_rows
+from tests import qwen_fixture
+
+LABELS = (
+    "B cell",
+    "CD14+ Monocyte",
+    "CD4 T cell",
+    "CD8 T cell",
+    "Dendritic cell",
+    "FCGR3A+ Monocyte",
+    "Megakaryocyte",
+    "NK cell",
+)
+GENES = 200
+EVIDENCE = 100
+
+
+def make_model(cells: anndata.AnnData, ref: Path, layers: int, width: int) -> Model:
+    """A cell tokenizer fitted for a moment, and a language model of random weights with Qwen's vocabulary."""
+    reference = read_reference(cells, labels="cell_type")
+    tokenizer = CellTokenizer.fit([reference], TokenizerSettings(epochs=5), progress=False)
+    text_tokenizer, vocabulary = qwen_fixture.qwen_tokenizer_with_cells(ref)
+    shape = Qwen3Config(
+        vocab_size=qwen_fixture.QWEN_ROWS,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=text_tokenizer.eos_token_id,
+        pad_token_id=text_tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    network = Qwen3ForCausalLM(shape).eval()
+    install_rows(network, vocabulary, tokenizer.codebooks_MKD, seed=0)
+    return Model(tokenizer, network, text_tokenizer, vocabulary, Card(list(LABELS), []))
+
+
+def by_tokens(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
+    """Scores of labels from ten tokens a cell."""
+    codes = rvqa.encode(cells, model, copy=True).obsm["rvqa_codes"]
+    return label_scores(model, codes, LABELS, engine=HuggingFace(model, batch_size=size))[0]
+
+
+def by_evidence(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
+    """Scores of labels after words about each cell."""
+    codes = rvqa.encode(cells, model, copy=True).obsm["rvqa_codes"]
+    scores, words = label_scores(model, codes, LABELS, reasoning=EVIDENCE, engine=HuggingFace(model, batch_size=size))
+    if not all(words):
+        raise InputError("the model wrote no evidence; nothing was timed")
+    return scores
+
+
+def sentences(cells: anndata.AnnData) -> list[str]:
+    """Names of the highest genes of each cell, in their order; ties by column."""
+    names = cells.var_names.to_numpy()
+    counts = cells.X.tocsr()
+    texts = []
+    for row in range(cells.n_obs):
+        at = slice(counts.indptr[row], counts.indptr[row + 1])
+        order = np.argsort(-counts.data[at], kind="stable")[:GENES]
+        texts.append(" ".join(names[counts.indices[at][order]]))
+    return texts
+
+
+def by_sentence(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
+    """Scores of labels from a sentence of genes."""
+    encoder = PromptEncoder(model.text_tokenizer, model.vocabulary)
+    answers = beginnings([encoder.answer(ANNOTATE.answer, label=label)[0].tolist() for label in LABELS])
+    prompts = model.text_tokenizer([f"{text} Cell type:" for text in sentences(cells)])["input_ids"]
+    asks = [Ask(tuple(prompt), answers) for prompt in prompts]
+    return np.array(
+        [reply.scores for reply in gather(model, HuggingFace(model, batch_size=size), asks, title="sentence")]
+    )
+
+
+def main() -> None:
+    """Run the bench."""
+    arguments = harness.parser(__doc__ or "")
+    arguments.add_argument("--layers", type=int, default=28)
+    arguments.add_argument("--width", type=int, default=1024)
+    arguments.add_argument("--cells", type=int, nargs=3, default=[128, 16, 32], help="tokens, sentence, evidence")
+    arguments.set_defaults(repeats=3)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    data = Path(os.environ["RVQA_DATA_DIR"])
+    cells = anndata.read_h5ad(data / "pbmc3k_10x.h5ad")
+    model = make_model(cells, Path(os.environ["RVQA_REF_DIR"]), options.layers, options.width)
+    cells = cells[np.random.default_rng(0).permutation(cells.n_obs)].copy()
+
+    sides = {
+        "ten tokens": (by_tokens, (16, 64)),
+        "cell sentence": (by_sentence, (2, 8)),
+        "evidence": (by_evidence, (8, 32)),
+    }
+    contenders, counts = {}, {}
+    for (name, (run, sizes)), n in zip(sides.items(), options.cells, strict=True):
+        counts[name] = n
+        few = cells[: sizes[-1]].copy()
+        first, second = (run(model, few, size) for size in sizes)
+        if not np.allclose(first, second, atol=1e-3):
+            raise InputError(f"{name}: scores depend on the batch; nothing was timed")
+        timings = harness.interleave({str(size): partial(run, model, few, size) for size in sizes}, 1)
+        best = min(sizes, key=lambda size: timings[str(size)].median)
+        contenders[f"{name}, batch {best}"] = partial(run, model, cells[:n].copy(), best)
+    timings = harness.interleave(contenders, options.repeats)
+    rate = {name: counts[name.split(",")[0]] / timing.median for name, timing in timings.items()}
+    tokens, sentence, evidence = rate.values()
+    size = sum(parameter.numel() for parameter in model.language_model.parameters())
+    mean = np.mean([len(ids) for ids in model.text_tokenizer(sentences(cells[:100]))["input_ids"]])
+    case = f"{size / 1e9:.2f}B parameters"
+    rows = [harness.Row(case, name, rate[name], "cells/s", timing.spread, None) for name, timing in timings.items()]
+    rows.append(harness.Row(case, "length of a sentence", mean, "tokens", 0.0, None))
+    figures = {"ratio_cell_sentence": tokens / sentence, "ratio_scorer_to_reasoning": tokens / evidence}
+    harness.report("annotate_throughput", rows, figures, as_json=options.json)
+    print(figures) if not options.json else None
+
+
+if __name__ == "__main__":
+    main()

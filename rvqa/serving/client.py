@@ -1,0 +1,197 @@
+"""A vLLM server as an engine: prompts go out as ids over HTTP, many at once, and again after a while where it failed.
+
+The server: `vllm serve MODEL --logits-processors rvqa.serving.vllm:CellSpans`; docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from rvqa.errors import EngineError, InputError, InputWarning
+from rvqa.grammar import Rule
+from rvqa.serving.engine import Ask, Reply
+
+if TYPE_CHECKING:
+    from rvqa.model import Model
+
+_AGAIN = (408, 429, 500, 502, 503, 504)
+"""Answers of a server that may go well later."""
+
+
+class Client:
+    """An engine of `rvqa.serving.engine`.
+
+    The environment variable RVQA_API_KEY, where it is set, is sent as a bearer token (`vllm serve --api-key`).
+
+    Parameters
+    ----------
+    model
+        The model that the server was started with; its weights are not needed here (`rvqa.load(..., weights=False)`).
+    address
+        "http://host:8000", with or without "/v1".
+    concurrency
+        Calls on the way at once.
+    patience
+        Seconds to try a call again, with growing pauses, before giving up.
+    timeout
+        Seconds to wait for one reply.
+
+    Raises
+    ------
+    InputError
+        No server there, several models and none of this name, or other ids for the cell tokens.
+    """
+
+    def __init__(
+        self, model: Model, address: str, *, concurrency: int = 32, patience: float = 60.0, timeout: float = 300.0
+    ) -> None:
+        self.address = address.rstrip("/").removesuffix("/v1")
+        self.concurrency, self.patience = concurrency, patience
+        key = os.environ.get("RVQA_API_KEY")
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self.http = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout, limits=limits
+        )
+        self.name = self._served(model.source)
+        self._require_same_tokens(model)
+
+    def replies(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        """Answer all asks as replies come in.
+
+        Raises
+        ------
+        EngineError
+            The server is gone, refuses a call, or replies with something else than asked for.
+        """
+        calls = iter(self._calls(asks))
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            running: set[Future[list[tuple[int, Reply]]]] = set()
+            while True:
+                running |= {pool.submit(self._call, *call) for call in islice(calls, self.concurrency - len(running))}
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                failed = next((call for call in done if call.exception()), None)
+                for call in done:  # what came is handed over before a failure is told
+                    if not call.exception():
+                        yield from call.result()
+                if failed is not None:
+                    failed.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _calls(self, asks: Sequence[Ask]) -> Iterator[tuple[list[int], list[Ask]]]:
+        """Asks that go into one call: what is drawn needs a seed, and so a call, of its own."""
+
+        def alike(i: int) -> tuple[object, ...]:
+            ask = asks[i]
+            return (i,) if ask.answers or ask.temperature else (ask.rule, ask.max_tokens)
+
+        for _, group in groupby(range(len(asks)), key=alike):
+            while places := list(islice(group, 32)):
+                yield places, [asks[i] for i in places]
+
+    def _call(self, places: list[int], asks: list[Ask]) -> list[tuple[int, Reply]]:
+        first = asks[0]
+        if first.answers:
+            prompts = [[*first.prompt, *answer] for answer in first.answers]
+            body: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+            rule = Rule("text")  # what is written after the answer does not matter
+        else:
+            prompts = [list(ask.prompt) for ask in asks]
+            body = {"max_tokens": first.max_tokens, "temperature": first.temperature}
+            rule = first.rule
+            if first.temperature:
+                body["seed"] = first.seed
+        body |= {
+            "model": self.name,
+            "prompt": prompts,
+            "vllm_xargs": rule.options(),
+            "add_special_tokens": False,
+            "return_token_ids": True,
+        }
+        choices = sorted(self._post("/v1/completions", body).get("choices", []), key=lambda choice: choice["index"])
+        if len(choices) != len(prompts):
+            raise EngineError(f"{self.address} sent {len(choices)} outputs for {len(prompts)} prompts; is it vLLM?")
+        try:
+            if first.answers:
+                pairs = zip(choices, first.answers, strict=True)
+                return [(places[0], Reply(scores=[_score(choice, answer) for choice, answer in pairs]))]
+            return [(i, Reply(ids=list(choice["token_ids"]))) for i, choice in zip(places, choices, strict=True)]
+        except (KeyError, TypeError) as error:
+            raise EngineError(
+                f"{self.address} sent no {'prompt_logprobs' if first.answers else 'token_ids'}; is it vLLM 0.31 or .32?"
+            ) from error
+
+    def _served(self, source: str) -> str:
+        """Name of the model on the server."""
+        try:
+            models = self._get("/v1/models")["data"]
+        except EngineError as error:
+            raise InputError(f"{error} Start it with vllm serve {source or 'MODEL'} --logits-processors ...") from error
+        names = [model["id"] for model in models]
+        ours = [model["id"] for model in models if source and source in (model["id"], model.get("root"))]
+        if len(ours or names) != 1:
+            raise InputError(
+                f"{self.address} serves {', '.join(names)}; none of them is {source}. Serve that one alone."
+            )
+        return str((ours or names)[0])
+
+    def _require_same_tokens(self, model: Model) -> None:
+        tokens, ids = model.vocabulary.tokens(), range(model.vocabulary.base, model.vocabulary.closer + 1)
+        body = {"model": self.name, "prompt": "".join(tokens), "add_special_tokens": False}
+        try:
+            seen = self._post("/tokenize", body).get("tokens")
+        except EngineError as error:
+            if "404" not in str(error):
+                raise
+            warnings.warn(
+                f"{self.address} has no /tokenize: whether its model is {model.source} was not checked.",
+                InputWarning,
+                stacklevel=4,
+            )
+            return
+        if seen != list(ids):
+            raise InputError(
+                f"{self.address} reads the cell tokens as other ids than {model.source or 'this model'} has. Serve the "
+                "same directory that is loaded here."
+            )
+
+    def _get(self, path: str) -> Any:
+        return self._again("GET", path, None, patience=0.0)
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._again("POST", path, body, patience=self.patience)
+
+    def _again(self, method: str, path: str, body: dict[str, Any] | None, *, patience: float) -> Any:
+        """Call, and call again while the server cannot be reached or says it may go well later."""
+        began, pause = time.monotonic(), 0.25
+        while True:
+            try:
+                answer = self.http.request(method, self.address + path, json=body)
+                if answer.is_success:
+                    return answer.json()
+                seen = f"{self.address}{path} answered {answer.status_code}: {answer.text[:300]}."
+                later = answer.status_code in _AGAIN
+            except (httpx.TransportError, ValueError) as error:
+                seen = f"{self.address} does not answer ({type(error).__name__}: {error})."
+                later = isinstance(error, httpx.TransportError)
+            if not later or time.monotonic() - began + pause > patience:
+                raise EngineError(seen)
+            time.sleep(pause)
+            pause = min(2 * pause, 8.0)
+
+
+def _score(choice: dict[str, Any], answer: Sequence[int]) -> float:
+    """Log probability of the answer that ends a prompt."""
+    last = choice["prompt_logprobs"][-len(answer) :]
+    return sum(place[str(token_id)]["logprob"] for place, token_id in zip(last, answer, strict=True))

@@ -1,0 +1,391 @@
+"""One grammar, four times: automaton, Hugging Face, vLLM V1, Model Runner V2 leave the same ids of the same rows.
+
+V1 and V2 get vLLM's own classes of batch updates, request state and context. V2's buffers, which live on a GPU, are
+tensors of the same shape here.
+"""
+
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
+
+from rvqa import grammar
+from rvqa.grammar import Rule
+from rvqa.prompts import word_ids
+from rvqa.serving.hf import CellSpanLogitsProcessor
+from rvqa.serving.vllm import CellSpans
+from rvqa.vocabulary import CellVocabulary
+from tests import qwen_fixture, spans
+
+TOKENIZER = qwen_fixture.byte_tokenizer()
+CELL = CellVocabulary.install(TOKENIZER)
+END_ID, ROWS = TOKENIZER.eos_token_id, 560
+PROMPT = [7, CELL.opener, 9]  # spans in the prompt do not matter
+LENGTH = 64
+TEXT_ID = 5
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    TOKENIZER.save_pretrained(folder)
+    model = SimpleNamespace(model=str(folder), tokenizer=str(folder), tokenizer_revision=None, max_model_len=LENGTH)
+    return SimpleNamespace(model_config=model)
+
+
+def params(rule, max_tokens=None, **settings):
+    made = SamplingParams(max_tokens=max_tokens, extra_args=rule.options(), **settings)
+    made.update_from_generation_config({}, eos_token_id=END_ID)
+    return made
+
+
+def ours(ids):
+    """Ids of `tests.spans` in this tokenizer."""
+    table = np.full(spans.ROWS, TEXT_ID)
+    table[spans.END_ID] = END_ID
+    table[spans.CELL.base : spans.CELL.closer + 1] = np.arange(CELL.base, CELL.closer + 1)
+    return table[np.asarray(ids)]
+
+
+def by_table(outputs, rule, budget):
+    """What is left by the table alone, bool [B, rows]: the trace of each output, and the windows of its last state."""
+    allowed = spans.allowed(CELL, ROWS, END_ID)
+    last = [grammar.trace(row, CELL, rule.cells, stop_id=END_ID, max_new_tokens=budget)[-1] for row in outputs]
+    return allowed[torch.tensor(last)]
+
+
+def by_hf(outputs, rule, budget):
+    processor = CellSpanLogitsProcessor(
+        CELL,
+        rule,
+        prompt_length=len(PROMPT),
+        max_new_tokens=budget,
+        stop_ids=END_ID,
+        answers=[word_ids(TOKENIZER, text) for text in rule.choices or ()],
+    )
+    ids = torch.tensor([[*PROMPT, *row] for row in outputs])
+    return torch.isfinite(processor(ids, torch.zeros(len(outputs), ROWS)))
+
+
+def by_v1(outputs, rule, budget, config):
+    processor = CellSpans(config, torch.device("cpu"), is_pin_memory=False)
+    request = params(rule, budget)
+    added = [(i, request, list(PROMPT), [int(each) for each in row]) for i, row in enumerate(outputs)]
+    processor.update_state(BatchUpdate(len(outputs), removed=[], added=added, moved=[]))
+    logits = torch.zeros(len(outputs), ROWS)
+    assert processor.apply(logits) is logits
+    return torch.isfinite(logits)
+
+
+class Buffers:
+    """Request slots as Model Runner V2 keeps them, on the CPU."""
+
+    def __init__(self, slots):
+        def buffer(*shape):
+            return SimpleNamespace(gpu=torch.zeros(shape, dtype=torch.int32))
+
+        self.state = LogitsProcRequestState(
+            device=torch.device("cpu"),
+            max_num_reqs=slots,
+            vocab_size=ROWS,
+            all_token_ids=buffer(slots, LENGTH),
+            prompt_len=buffer(slots),
+            prefill_len=buffer(slots),
+            total_len=buffer(slots),
+        )
+        self.state.all_token_ids.gpu.random_(0, ROWS)  # what an earlier request left there
+
+    def fill(self, slot, output, prompt=PROMPT):
+        whole = [*prompt, *output]
+        self.state.all_token_ids.gpu[slot, : len(whole)] = torch.tensor(whole)
+        self.state.prompt_len.gpu[slot] = len(prompt)
+        self.state.prefill_len.gpu[slot] = len(whole)
+        self.state.total_len.gpu[slot] = len(whole)
+
+    def context(self, slots, drafts=None):
+        """One row for each slot, and one for each of its draft tokens."""
+        drafts = drafts or [[] for _ in slots]
+        slot_of = [slot for slot, draft in zip(slots, drafts, strict=True) for _ in range(len(draft) + 1)]
+        local = [i for draft in drafts for i in range(len(draft) + 1)]
+        total = self.state.total_len.gpu
+        pos = [int(total[slot]) - 1 + i for slot, i in zip(slot_of, local, strict=True)]
+        last = {slot: int(self.state.all_token_ids.gpu[slot, int(total[slot]) - 1]) for slot in slots}
+        fed = [each for slot, draft in zip(slots, drafts, strict=True) for each in [last[slot], *draft]]
+        return LogitsContext(
+            expanded_idx_mapping=torch.tensor(slot_of, dtype=torch.int32),
+            idx_mapping=torch.tensor(slots, dtype=torch.int32),
+            idx_mapping_np=np.array(slots),
+            expanded_local_pos=torch.tensor(local, dtype=torch.int32),
+            input_ids=torch.tensor(fed, dtype=torch.int32),
+            pos=torch.tensor(pos),
+            seq_lens_upper_bound_np=np.array(
+                [int(total[slot]) + len(d) for slot, d in zip(slots, drafts, strict=True)]
+            ),
+        )
+
+
+def by_v2(outputs, rule, budget, config):
+    buffers = Buffers(len(outputs))
+    processor = CellSpans(config, buffers.state)
+    slots = np.random.default_rng(0).permutation(len(outputs)).tolist()
+    request = params(rule, budget)
+    for slot, row in zip(slots, outputs, strict=True):
+        buffers.fill(slot, [int(each) for each in row])
+        assert processor.add_request(slot, request)
+    processor.apply_staged_writes()
+    logits = torch.zeros(len(outputs), ROWS)
+    assert processor.apply(logits, buffers.context(slots)) is logits
+    return torch.isfinite(logits)
+
+
+def require_equal(outputs, rule, budget, config, *, table=True):
+    masks = [by_hf(outputs, rule, budget), by_v1(outputs, rule, budget, config), by_v2(outputs, rule, budget, config)]
+    if table:
+        masks.append(by_table(outputs, rule, budget))
+    for mask in masks[1:]:
+        assert torch.equal(mask, masks[0])
+    return masks[0]
+
+
+@pytest.mark.parametrize("budget", [40, 13])
+@pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
+def test_every_short_string(rule, budget, config):
+    if rule.cells * 10 > budget:
+        with pytest.raises(ValueError, match="cannot hold 2 cells"):
+            CellSpans.validate_params(params(rule, budget))
+        return
+    for length in range(5):
+        _, ids = spans.every_string(spans.CELL, length)
+        require_equal(ours(ids).tolist(), rule, budget, config)
+
+
+@pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
+def test_every_state_and_token_class(rule, config):
+    """An output for each state that a rule reaches, with each class behind it."""
+    codes = [CELL.code_id(m, 31) for m in range(8)]
+    span = [CELL.opener, *codes, CELL.closer]
+    classes = [TEXT_ID, END_ID, *span]
+    beginnings = [[*before, *span[:n]] for before in ([], [TEXT_ID], span) for n in range(11)]
+    outputs = [[*beginning, each] for beginning, each in product(beginnings, classes)]
+    for length in sorted({len(output) for output in outputs}):
+        require_equal([output for output in outputs if len(output) == length], rule, 40, config)
+
+
+@pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
+def test_random_walks(rule, config):
+    """100,000 in all: 25,000 of each rule, at every length."""
+    walks = ours(spans.random_walks(rule, 25_000, 24, seed=2)[0])
+    for length, rows in enumerate(np.array_split(walks, 25)):
+        require_equal(rows[:, :length].tolist(), rule, 30, config)
+
+
+def test_choices(config):
+    rule = Rule("choice", choices=(" B", " B cell", " CD4 T", " CD8 T"))
+    ids = [word_ids(TOKENIZER, text) for text in rule.choices]
+    for answer, budget in product(ids, (40, 5, 2)):
+        for length in range(len(answer) + 2):
+            outputs = [answer[:length], [*answer, END_ID][:length]]
+            if length:
+                outputs.append([*answer[: length - 1], TEXT_ID])
+            outputs = [output for output in outputs if len(output) == length]
+            if outputs:
+                require_equal(outputs, rule, budget, config, table=False)
+    left = require_equal([[]], rule, 40, config, table=False)
+    assert left[0].nonzero().flatten().tolist() == [ids[0][0]]
+
+
+def test_a_batch_of_many_rules_that_changes(config):
+    """Rows come, go, move and swap as vLLM moves them; each is held to its own rule."""
+    processor = CellSpans(config, torch.device("cpu"), is_pin_memory=False)
+    choice = Rule("choice", choices=(" B", " T"))
+    rules = [*spans.RULES, choice, Rule("n_cells", 3)]
+    rng = np.random.default_rng(0)
+    rows: dict[int, tuple[Rule, list[int]]] = {}
+    for step in range(60):
+        removed, added, moved = [], [], []
+        for row in list(rows):
+            if rng.random() < 0.2:
+                removed.append(row)
+                del rows[row]
+        for row in range(8):
+            if row not in rows and rng.random() < 0.6:
+                rule = rules[rng.integers(len(rules))]
+                written: list[int] = []
+                rows[row] = (rule, written)
+                added.append((row, params(rule, 40), list(PROMPT), written))
+        removed = [row for row in removed if row not in rows]  # vLLM names only rows that stay empty
+        here = sorted(rows)
+        if len(here) > 1 and rng.random() < 0.5:
+            a, b = (int(each) for each in rng.choice(here, 2, replace=False))
+            moved.append((a, b, MoveDirectionality.SWAP))
+            rows[a], rows[b] = rows[b], rows[a]
+        processor.update_state(BatchUpdate(8, removed=sorted(removed, reverse=True), added=added, moved=moved))
+        logits = torch.zeros(8, ROWS)
+        processor.apply(logits)
+        for row in range(8):
+            left = torch.isfinite(logits[row])
+            if row not in rows:
+                assert left.all()
+                continue
+            rule, written = rows[row]
+            assert torch.equal(left, by_hf([written], rule, 40)[0]), (step, rule, written)
+            written.append(int(rng.choice(left.nonzero().flatten().numpy())))
+
+
+def test_slots_of_v2_are_used_again(config):
+    buffers = Buffers(3)
+    processor = CellSpans(config, buffers.state)
+    for step, rules in enumerate(
+        [spans.RULES[:3], spans.RULES[1:], [Rule("choice", choices=(" B",)), *spans.RULES[:2]]]
+    ):
+        for slot, rule in enumerate(rules):
+            buffers.fill(slot, [])
+            processor.add_request(slot, params(rule, 30 - step))
+        processor.apply_staged_writes()
+        for order in ([0, 1, 2], [2, 0], [1]):
+            logits = torch.zeros(len(order), ROWS)
+            processor.apply(logits, buffers.context(order))
+            for row, slot in enumerate(order):
+                assert torch.equal(torch.isfinite(logits[row]), by_hf([[]], rules[slot], 30 - step)[0])
+
+
+@pytest.mark.parametrize("rule", [*spans.RULES, Rule("choice", choices=(" B cell", " CD4 T"))], ids=lambda r: r.mode)
+def test_rows_of_draft_tokens(rule, config):
+    """Under speculative decoding V2 shows one row a draft token: each is masked as if the drafts had been written."""
+    rng = np.random.default_rng(0)
+    buffers = Buffers(4)
+    processor = CellSpans(config, buffers.state)
+    answer = [*word_ids(TOKENIZER, " CD4 T"), END_ID]
+    for trial in range(40):
+        whole = ours(spans.random_walks(rule, 4, 24, seed=trial)[0]).tolist() if rule.mode != "choice" else [answer] * 4
+        outputs, drafts = [], []
+        for slot, row in enumerate(whole):
+            cut = int(rng.integers(0, len(row)))
+            outputs.append(row[:cut])
+            drafts.append(row[cut : cut + int(rng.integers(0, 5))])
+            buffers.fill(slot, outputs[-1])
+            processor.add_request(slot, params(rule, 30))
+        processor.apply_staged_writes()
+        slots = rng.permutation(4).tolist()
+        context = buffers.context(slots, [drafts[slot] for slot in slots])
+        logits = torch.zeros(len(context.pos), ROWS)
+        processor.apply(logits, context)
+        expected = [[*outputs[slot], *drafts[slot][:n]] for slot in slots for n in range(len(drafts[slot]) + 1)]
+        for row, output in enumerate(expected):
+            assert torch.equal(torch.isfinite(logits[row]), by_hf([output], rule, 30)[0])
+
+
+def test_what_cannot_be_counted_opens_no_span(config):
+    """A stop token inside spans, a prompt of embeddings, the end of the model's length."""
+    opens = {}
+    for name, request, prompt in [
+        ("plain", params(Rule("free"), 30), [1]),
+        ("stops inside", params(Rule("free"), 30, stop_token_ids=[CELL.code_id(3, 1)]), [1]),
+        ("stops at the closer", params(Rule("free"), 30, stop_token_ids=[CELL.closer]), [1]),
+        ("no prompt ids", params(Rule("free"), 30), None),
+        ("model's length", params(Rule("free"), None), [1] * (LENGTH - 9)),
+        ("just room", params(Rule("free"), None), [1] * (LENGTH - 10)),
+    ]:
+        processor = CellSpans(config, torch.device("cpu"), is_pin_memory=False)
+        processor.update_state(BatchUpdate(1, removed=[], added=[(0, request, prompt, [])], moved=[]))
+        left = torch.isfinite(processor.apply(torch.zeros(1, ROWS)))[0]
+        opens[name] = bool(left[CELL.opener])
+        assert left[TEXT_ID]
+        if prompt is not None:
+            buffers = Buffers(1)
+            buffers.fill(0, [], prompt)
+            processor = CellSpans(config, buffers.state)
+            processor.add_request(0, request)
+            processor.apply_staged_writes()
+            again = torch.isfinite(processor.apply(torch.zeros(1, ROWS), buffers.context([0])))[0]
+            assert torch.equal(again, left)
+    assert opens == {
+        "plain": True,
+        "stops inside": False,
+        "stops at the closer": True,
+        "no prompt ids": False,
+        "model's length": False,
+        "just room": True,
+    }
+
+
+def test_ids_that_vllm_does_not_know_yet_are_refused(config):
+    """Async scheduling shows -1 to processors known by entry point alone; lengths are known all the same."""
+    for rule, fails in [
+        (Rule("free"), True),
+        (Rule("choice", choices=(" B",)), True),
+        (Rule("one_cell"), False),
+        (Rule("text"), False),
+    ]:
+        processor = CellSpans(config, torch.device("cpu"), is_pin_memory=False)
+        written = [CELL.opener, -1] if rule.mode != "choice" else [-1]
+        processor.update_state(BatchUpdate(1, removed=[], added=[(0, params(rule, 30), [1], written)], moved=[]))
+        if fails:
+            with pytest.raises(RuntimeError, match=r"--logits-processors rvqa\.serving\.vllm:CellSpans"):
+                processor.apply(torch.zeros(1, ROWS))
+        else:
+            left = torch.isfinite(processor.apply(torch.zeros(1, ROWS)))[0]
+            assert left[CELL.code_id(1, 0)] == (rule.mode == "one_cell")
+
+
+def test_models_without_cell_tokens_are_left_alone(tmp_path):
+    tokenizer = qwen_fixture.byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    model = SimpleNamespace(model="plain", tokenizer=str(tmp_path), tokenizer_revision=None, max_model_len=LENGTH)
+    processor = CellSpans(SimpleNamespace(model_config=model), torch.device("cpu"), is_pin_memory=False)
+    rules = [Rule("free"), Rule("one_cell"), Rule("choice", choices=(" B",))]
+    added = [(i, params(rule, 30), [1], []) for i, rule in enumerate(rules)]
+    processor.update_state(BatchUpdate(3, removed=[], added=added, moved=[]))
+    left = torch.isfinite(processor.apply(torch.zeros(3, 300)))
+    assert left[:2].all()
+    assert left[2].nonzero().flatten().tolist() == word_ids(tokenizer, " B")[:1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "match"),
+    [
+        (Rule("free"), {"stop": ["\n<"]}, "stop="),
+        (Rule("free"), {"stop": "0"}, "stop="),
+        (Rule("free"), {"stop": ["|><|/cell|>"], "max_tokens": 30}, None),
+        (Rule("free"), {"stop": ["\n\n", "Question:", "</answer>", "<|im_end|>"]}, None),
+        (Rule("text"), {"stop": ["<"]}, None),
+        (Rule("free"), {"allowed_token_ids": [5]}, "allowed_token_ids="),
+        (Rule("text"), {"allowed_token_ids": [5]}, "allowed_token_ids="),
+        (Rule("free"), {"bad_words": ["<|c0_00|>"]}, "bad_words="),
+        (Rule("free"), {"bad_words": ["cancer"]}, None),
+        (Rule("one_cell"), {"bad_words": ["cancer"]}, "bad_words="),
+        (Rule("one_cell"), {"max_tokens": 9}, "cannot hold a cell"),
+        (Rule("one_cell"), {"ignore_eos": True}, "ignore_eos="),
+        (Rule("one_cell"), {"min_tokens": 3}, "min_tokens="),
+        (Rule("free"), {"min_tokens": 3, "ignore_eos": True}, None),
+        (Rule("n_cells", 3), {"max_tokens": 29}, "cannot hold 3 cells"),
+    ],
+    ids=str,
+)
+def test_options_that_could_break_a_span(rule, settings, match):
+    made = params(rule, **{"max_tokens": 16, **settings})
+    if match is None:
+        CellSpans.validate_params(made)
+    else:
+        with pytest.raises(ValueError, match=match):
+            CellSpans.validate_params(made)
+
+
+def test_structured_outputs_and_early_ends_are_refused():
+    from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
+
+    for name, value in [
+        ("structured_outputs", StructuredOutputsParams(regex="a")),
+        ("repetition_detection", RepetitionDetectionParams(max_pattern_size=3, min_count=2)),
+        ("thinking_token_budget", 5),
+    ]:
+        CellSpans.validate_params(params(Rule("text"), 16, **{name: value}))
+        with pytest.raises(ValueError, match=f"{name}="):
+            CellSpans.validate_params(params(Rule("free"), 16, **{name: value}))
+    with pytest.raises(ValueError, match="no option 'rvqa_x'"):
+        CellSpans.validate_params(SamplingParams(extra_args={"rvqa_x": 1}))
