@@ -4,11 +4,13 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
+from rvqa import grammar
 from rvqa.errors import InputError
 from rvqa.grammar import Rule, is_valid_output
+from rvqa.prompts import word_ids
 from rvqa.serving.hf import CellSpanLogitsProcessor, generate_cells
 from rvqa.vocabulary import CellVocabulary, install_rows
-from tests import qwen_fixture
+from tests import qwen_fixture, spans
 
 TOKENIZER = qwen_fixture.byte_tokenizer()
 CELL = CellVocabulary.install(TOKENIZER)
@@ -93,6 +95,57 @@ def test_one_cell_wants_an_end_token_where_there_is_room_for_one():
         CellSpanLogitsProcessor(CELL, Rule("one_cell"), prompt_length=0, max_new_tokens=11)
     with pytest.raises(InputError, match="no mode"):
         CellSpanLogitsProcessor(CELL, Rule("cell"), prompt_length=0, max_new_tokens=11)
+
+
+@pytest.mark.parametrize("rule", [Rule("n_cells", 2), Rule("choice", choices=(" B", " B cell", " T<|cell|>"))])
+def test_outputs_that_the_grammar_ends(model, rule):
+    answers = [word_ids(TOKENIZER, text) for text in rule.choices or ()]
+    ids_BL, mask_BL = prompts(("a cell:", "T cell <|cell|>", "x") * 5)
+    processor = CellSpanLogitsProcessor(
+        CELL, rule, prompt_length=ids_BL.shape[1], max_new_tokens=30, stop_ids=END_ID, answers=answers
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output = model.generate(
+            ids_BL,
+            attention_mask=mask_BL,
+            max_new_tokens=30,
+            do_sample=True,
+            temperature=3.0,
+            top_k=0,
+            logits_processor=LogitsProcessorList([Eager(), processor]),
+        )
+    written = output[:, ids_BL.shape[1] :]
+    for row in written.tolist():
+        assert is_valid_output(row, rule, CELL, stop_ids=[END_ID, PAD_ID], answers=answers)
+        assert END_ID in row
+    if rule.choices:
+        assert len({tuple(row) for row in written.tolist()}) == 3
+        assert (CELL.kinds(written) < 0).all()
+
+
+@pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
+def test_masks_are_the_automaton(rule):
+    """Every string of up to 4 token classes, and 25,000 random walks at every length."""
+    allowed = spans.allowed()
+
+    def require(ids, budget):
+        processor = CellSpanLogitsProcessor(
+            spans.CELL, rule, prompt_length=1, max_new_tokens=budget, stop_ids=spans.END_ID
+        )
+        prompts = torch.full((len(ids), 1), spans.CELL.opener)
+        left = torch.isfinite(processor(torch.cat([prompts, ids], dim=1), torch.zeros(len(ids), spans.ROWS)))
+        last = [
+            grammar.trace(row, spans.CELL, rule.cells, stop_id=spans.END_ID, max_new_tokens=budget)[-1]
+            for row in ids.tolist()
+        ]
+        assert torch.equal(left, allowed[torch.tensor(last)])
+
+    for length in range(5):
+        require(spans.every_string(spans.CELL, length)[1], 40)
+    walks = torch.from_numpy(spans.random_walks(rule, 25_000, 24, seed=1)[0])
+    for length, rows in enumerate(walks.tensor_split(25)):
+        require(rows[:, :length], 30)
 
 
 # ---- generate_cells ------------------------------------------------------------------------------------------------
