@@ -107,9 +107,7 @@ def by_sentence(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
     answers = beginnings([encoder.answer(ANNOTATE.answer, label=label)[0].tolist() for label in LABELS])
     prompts = model.text_tokenizer([f"{text} Cell type:" for text in sentences(cells)])["input_ids"]
     asks = [Ask(tuple(prompt), answers) for prompt in prompts]
-    return np.array(
-        [reply.scores for reply in gather(model, HuggingFace(model, batch_size=size), asks, title="sentence")]
-    )
+    return np.array([reply.scores for reply in gather(model, HuggingFace(model, batch_size=size), asks)])
 
 
 def main() -> None:

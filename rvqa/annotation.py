@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from tqdm import tqdm
 
 from rvqa.codes import cell_codes, copy_of, record, write_codes
 from rvqa.errors import InputError
@@ -24,7 +25,7 @@ from rvqa.grammar import Rule
 from rvqa.model import Model
 from rvqa.obs import require_known
 from rvqa.prompts import ANNOTATE, EVIDENCE
-from rvqa.serving.engine import Ask, Engine, gather, open_engine
+from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
 
 
 def annotate(
@@ -162,24 +163,27 @@ def label_scores(
     tuple
         Nats, float32 [N, C]; and N texts, empty without `reasoning`.
     """
-    if not len(codes_NM):
-        return np.zeros((0, len(labels)), dtype=np.float32), []
     prompts = model.prompts
     runs = open_engine(model, engine)
     answers = beginnings([prompts.answer(ANNOTATE.answer, label=label)[0].tolist() for label in labels])
-    task = EVIDENCE if reasoning else ANNOTATE
-    rows = [tuple(row) for row in prompts.ids(task.prompt, codes_NM).tolist()]
-    words = [""] * len(rows)
-    if reasoning:
-        asks = [Ask(row, rule=Rule("text"), max_tokens=reasoning) for row in rows]
-        replies = gather(model, runs, asks, title="evidence", resume=resume, progress=progress)
-        outputs = [[each for each in reply.ids if each != prompts.end] for reply in replies]
-        words = [str(prompts.tokenizer.decode(output)).strip() for output in outputs]
-        then = tuple(prompts.ids(task.answer)[0].tolist())
-        rows = [(*row, *output, *then) for row, output in zip(rows, outputs, strict=True)]
-    asks = [Ask(row, answers=answers) for row in rows]
-    replies = gather(model, runs, asks, title="annotate", resume=resume, progress=progress)
-    return np.array([reply.scores for reply in replies], dtype=np.float32), words
+    score_NC = np.empty((len(codes_NM), len(labels)), dtype=np.float32)
+    words: list[str] = []
+    n_asks = len(codes_NM) * (2 if reasoning else 1)
+    with tqdm(total=n_asks, desc="annotate", unit="cell", disable=None if progress else True) as bar:
+        for start in range(0, len(codes_NM), BLOCK):
+            block = slice(start, start + BLOCK)
+            task = EVIDENCE if reasoning else ANNOTATE
+            rows = [tuple(row) for row in prompts.ids(task.prompt, codes_NM[block]).tolist()]
+            if reasoning:
+                asks = [Ask(row, rule=Rule("text"), max_tokens=reasoning) for row in rows]
+                replies = gather(model, runs, asks, resume=resume, bar=bar)
+                outputs = [[each for each in reply.ids if each != prompts.end] for reply in replies]
+                words += [str(prompts.tokenizer.decode(output)).strip() for output in outputs]
+                then = tuple(prompts.ids(task.answer)[0].tolist())
+                rows = [(*row, *output, *then) for row, output in zip(rows, outputs, strict=True)]
+            asks = [Ask(row, answers=answers) for row in rows]
+            score_NC[block] = [reply.scores for reply in gather(model, runs, asks, resume=resume, bar=bar)]
+    return score_NC, words
 
 
 def beginnings(answers: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -17,6 +17,9 @@ class EngineError(RuntimeError):
     The command line prints the message without a traceback and ends with exit code 3.
     """
 
+    status: int | None = None
+    """What a server answered, where it did."""
+
 
 class InputWarning(UserWarning):
     """Input that can be used, though probably not as it was meant."""

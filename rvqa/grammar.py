@@ -58,6 +58,7 @@ ABSENT = -2
 ANY_CELLS, CHOICE = -1, -2
 
 _MOST_CELLS = 2**40
+_MOST_CHOICES = 2**18  # choices times bytes of the longest; they come from strangers
 
 _OUTSIDE = -1  # in the table: the state outside a span, which the mode decides
 
@@ -95,11 +96,16 @@ class Rule:
         if self.choices is not None:
             texts = self.choices
             if not texts or not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
-                raise InputError(f"choices are {texts!r}; expected texts, each different and none empty.")
+                raise InputError(f"choices are {str(texts)[:200]}; expected texts, each different and none empty.")
             try:
-                "".join(texts).encode()
+                longest = max(len(text.encode()) for text in texts)
             except UnicodeEncodeError as error:
                 raise InputError(f"choices cannot be written as UTF-8: {error}.") from error
+            if len(texts) * longest > _MOST_CHOICES:
+                raise InputError(
+                    f"There are {len(texts):,} choices of up to {longest:,} bytes; expected at most {_MOST_CHOICES:,} "
+                    "bytes as number times longest."
+                )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> Rule:
@@ -321,8 +327,6 @@ def _window_tensor(vocabulary: CellVocabulary, stop_id: int | None, device: torc
 
 def answer_tensor(answers: Sequence[Sequence[int]], stop_id: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Ids of answers, each with the stop id behind it, int64 [A, D]; ABSENT fills shorter ones."""
-    if not answers or not all(len(answer) for answer in answers):
-        raise InputError(f"Answers are {answers!r}; expected one or more sequences of ids, none of them empty.")
     rows = [torch.tensor([*answer, stop_id]) for answer in answers]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ABSENT).to(device)
 

@@ -87,10 +87,18 @@ class Model:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of what the model was made of and from: card, vocabulary and codebooks; not of its weights."""
+        """Fingerprint: card, vocabulary, codebooks, and of files of weights their sizes and some of their bytes."""
         known = json.dumps([asdict(self.card), asdict(self.vocabulary)], sort_keys=True, ensure_ascii=False)
-        codebooks = self.cell_tokenizer.codebooks_MKD.detach().cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(known.encode() + codebooks).hexdigest()
+        made = hashlib.sha256(known.encode())
+        made.update(self.cell_tokenizer.codebooks_MKD.detach().cpu().contiguous().numpy().tobytes())
+        for path in sorted(Path(self.source).glob("*.safetensors")) if self.source else []:
+            size = path.stat().st_size
+            made.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                for part in range(64):
+                    file.seek(part * size // 64)
+                    made.update(file.read(4096))
+        return made.hexdigest()
 
     @property
     def prompts(self) -> PromptEncoder:

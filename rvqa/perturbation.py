@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from tqdm import tqdm
 
 import rvqa
 from rvqa.codes import read_cells
@@ -27,7 +28,7 @@ from rvqa.grammar import Rule, is_valid_output
 from rvqa.model import Model
 from rvqa.obs import column, labels_of, require_known
 from rvqa.prompts import PERTURB
-from rvqa.serving.engine import Ask, Engine, gather, open_engine
+from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
 from rvqa.tokenizer import CellTokenizer, draw_counts
 
 PRIOR_COUNTS = 5.0
@@ -206,25 +207,29 @@ def perturbed_codes(
     progress: bool = False,
 ) -> np.ndarray:
     """Codes uint8 [N, M] that the language model writes for control cells of these types."""
-    prompts: list[tuple[int, ...]] = [()] * len(codes_NM)
-    for name in sorted(set(types_N)):
-        rows = np.flatnonzero(types_N == name)
-        ids_NL = model.prompts.ids(PERTURB.prompt, codes_NM[rows], label=name, condition=perturbation)
-        for row, ids in zip(rows.tolist(), ids_NL.tolist(), strict=True):
-            prompts[row] = tuple(ids)
     rule, end, span = Rule("one_cell"), model.prompts.end, model.vocabulary.span_length
-    asks = [
-        Ask(prompt, rule=rule, max_tokens=span + 1, temperature=temperature, seed=(seed * 1_000_003 + row) % 2**63)
-        for row, prompt in enumerate(prompts)
-    ]
-    replies = gather(model, open_engine(model, engine), asks, title="perturb", resume=resume, progress=progress)
-    for reply in replies:
-        if not is_valid_output(reply.ids, rule, model.vocabulary, stop_ids=[end]):
-            raise EngineError(
-                f"{engine} wrote {model.text_tokenizer.decode(reply.ids)[:200]!r}, which is not one cell. Start the "
-                "server with --logits-processors rvqa.serving.vllm:CellSpans."
-            )
-    return model.vocabulary.codes(np.array([reply.ids[:span] for reply in replies], dtype=np.int64).reshape(-1, span))
+    runs = open_engine(model, engine)
+    result_NM = np.empty_like(codes_NM)
+    with tqdm(total=len(codes_NM), desc="perturb", unit="cell", disable=None if progress else True) as bar:
+        for name in sorted(set(types_N)):
+            of_type = np.flatnonzero(types_N == name)
+            for start in range(0, len(of_type), BLOCK):
+                rows = of_type[start : start + BLOCK]
+                ids_NL = model.prompts.ids(PERTURB.prompt, codes_NM[rows], label=name, condition=perturbation)
+                seeds = [(int(seed) * 1_000_003 + row) % 2**63 for row in rows.tolist()]
+                asks = [
+                    Ask(tuple(ids), rule=rule, max_tokens=span + 1, temperature=temperature, seed=own)
+                    for ids, own in zip(ids_NL.tolist(), seeds, strict=True)
+                ]
+                replies = gather(model, runs, asks, resume=resume, bar=bar)
+                for reply in replies:
+                    if not is_valid_output(reply.ids, rule, model.vocabulary, stop_ids=[end]):
+                        raise EngineError(
+                            f"{engine} wrote {model.text_tokenizer.decode(reply.ids)[:200]!r}, which is not one cell. "
+                            "Start the server with --logits-processors rvqa.serving.vllm:CellSpans."
+                        )
+                result_NM[rows] = model.vocabulary.codes(np.array([reply.ids[:span] for reply in replies]))
+    return result_NM
 
 
 def decode_counts(

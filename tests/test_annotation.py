@@ -79,9 +79,9 @@ def test_prompts_of_several_lengths_at_once(cells, model):
         )
         for i in range(6)
     ]
-    together = gather(model, HuggingFace(model), asks, title="x")
+    together = gather(model, HuggingFace(model), asks)
     for ask, reply in zip(asks, together, strict=True):
-        (alone,) = gather(model, HuggingFace(model), [ask], title="x")
+        (alone,) = gather(model, HuggingFace(model), [ask])
         np.testing.assert_allclose(alone.scores, reply.scores, atol=1e-4)
 
 

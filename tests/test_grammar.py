@@ -292,6 +292,8 @@ def test_rules_as_options():
         ({"rvqa_mode": "choice", "rvqa_choices": []}, "each different and none empty"),
         ({"rvqa_mode": "choice", "rvqa_choices": ["B", "B"]}, "each different and none empty"),
         ({"rvqa_mode": "choice", "rvqa_choices": [["B"]]}, "each different and none empty"),
+        ({"rvqa_mode": "choice", "rvqa_choices": [str(i) for i in range(70_000)]}, "70,000 choices"),
+        ({"rvqa_mode": "choice", "rvqa_choices": ["\u00df" * 150_000]}, "300,000 bytes"),
         ({"rvqa_mode": "choice", "rvqa_choices": ["\ud800"]}, "cannot be written as UTF-8"),
     ]:
         with pytest.raises(InputError, match=match):

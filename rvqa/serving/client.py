@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import groupby, islice
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from rvqa.errors import EngineError, InputError, InputWarning
 from rvqa.grammar import Rule
-from rvqa.serving.engine import Ask, Reply
+from rvqa.serving.engine import Ask, Reply, require_temperature
 
 if TYPE_CHECKING:
     from rvqa.model import Model
@@ -57,9 +58,13 @@ class Client:
         self.concurrency, self.patience = concurrency, patience
         key = os.environ.get("RVQA_API_KEY")
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self.http = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout, limits=limits
-        )
+        try:
+            httpx.URL(self.address)
+            self.http = httpx.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout, limits=limits
+            )
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise InputError(f"{address!r} or RVQA_API_KEY cannot be used: {error}.") from error
         self.name = self._served(model.source)
         self._require_same_tokens(model)
 
@@ -71,12 +76,15 @@ class Client:
         EngineError
             The server is gone, refuses a call, or replies with something else than asked for.
         """
-        calls = iter(self._calls(asks))
+        require_temperature(asks)
+        calls, stopped = iter(self._calls(asks)), Event()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             running: set[Future[list[tuple[int, Reply]]]] = set()
             while True:
-                running |= {pool.submit(self._call, *call) for call in islice(calls, self.concurrency - len(running))}
+                running |= {
+                    pool.submit(self._call, *call, stopped) for call in islice(calls, self.concurrency - len(running))
+                }
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -87,6 +95,7 @@ class Client:
                 if failed is not None:
                     failed.result()
         finally:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _calls(self, asks: Sequence[Ask]) -> Iterator[tuple[list[int], list[Ask]]]:
@@ -100,7 +109,7 @@ class Client:
             while places := list(islice(group, 32)):
                 yield places, [asks[i] for i in places]
 
-    def _call(self, places: list[int], asks: list[Ask]) -> list[tuple[int, Reply]]:
+    def _call(self, places: list[int], asks: list[Ask], stopped: Event) -> list[tuple[int, Reply]]:
         first = asks[0]
         if first.answers:
             prompts = [[*first.prompt, *answer] for answer in first.answers]
@@ -119,27 +128,28 @@ class Client:
             "add_special_tokens": False,
             "return_token_ids": True,
         }
-        choices = sorted(self._post("/v1/completions", body).get("choices", []), key=lambda choice: choice["index"])
-        if len(choices) != len(prompts):
-            raise EngineError(f"{self.address} sent {len(choices)} outputs for {len(prompts)} prompts; is it vLLM?")
+        answer = self._again("POST", "/v1/completions", body, patience=self.patience, stopped=stopped)
         try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             if first.answers:
                 pairs = zip(choices, first.answers, strict=True)
                 return [(places[0], Reply(scores=[_score(choice, answer) for choice, answer in pairs]))]
-            return [(i, Reply(ids=list(choice["token_ids"]))) for i, choice in zip(places, choices, strict=True)]
-        except (KeyError, TypeError) as error:
+            return [(i, Reply(ids=[*choice["token_ids"]])) for i, choice in zip(places, choices, strict=True)]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            wanted = "prompt_logprobs" if first.answers else "token_ids"
             raise EngineError(
-                f"{self.address} sent no {'prompt_logprobs' if first.answers else 'token_ids'}; is it vLLM 0.31 or .32?"
+                f"{self.address} sent no {wanted} for each of {len(prompts)} prompts; is it vLLM 0.31 or 0.32?"
             ) from error
 
     def _served(self, source: str) -> str:
         """Name of the model on the server."""
         try:
-            models = self._get("/v1/models")["data"]
-        except EngineError as error:
-            raise InputError(f"{error} Start it with vllm serve {source or 'MODEL'} --logits-processors ...") from error
-        names = [model["id"] for model in models]
-        ours = [model["id"] for model in models if source and source in (model["id"], model.get("root"))]
+            models = self._again("GET", "/v1/models", None)["data"]
+            names = [model["id"] for model in models]
+            ours = [model["id"] for model in models if source and source in (model["id"], model.get("root"))]
+        except (EngineError, LookupError, TypeError, AttributeError) as error:
+            seen = error if isinstance(error, EngineError) else f"{self.address} is no vLLM server."
+            raise InputError(f"{seen} Start one with vllm serve {source or 'MODEL'} --logits-processors ...") from error
         if len(ours or names) != 1:
             raise InputError(
                 f"{self.address} serves {', '.join(names)}; none of them is {source}. Serve that one alone."
@@ -150,9 +160,9 @@ class Client:
         tokens, ids = model.vocabulary.tokens(), range(model.vocabulary.base, model.vocabulary.closer + 1)
         body = {"model": self.name, "prompt": "".join(tokens), "add_special_tokens": False}
         try:
-            seen = self._post("/tokenize", body).get("tokens")
+            answer = self._again("POST", "/tokenize", body)
         except EngineError as error:
-            if "404" not in str(error):
+            if error.status != 404:
                 raise
             warnings.warn(
                 f"{self.address} has no /tokenize: whether its model is {model.source} was not checked.",
@@ -160,34 +170,40 @@ class Client:
                 stacklevel=4,
             )
             return
+        seen = answer.get("tokens") if isinstance(answer, dict) else None
         if seen != list(ids):
             raise InputError(
                 f"{self.address} reads the cell tokens as other ids than {model.source or 'this model'} has. Serve the "
                 "same directory that is loaded here."
             )
 
-    def _get(self, path: str) -> Any:
-        return self._again("GET", path, None, patience=0.0)
-
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._again("POST", path, body, patience=self.patience)
-
-    def _again(self, method: str, path: str, body: dict[str, Any] | None, *, patience: float) -> Any:
-        """Call, and call again while the server cannot be reached or says it may go well later."""
-        began, pause = time.monotonic(), 0.25
+    def _again(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        *,
+        patience: float = 0.0,
+        stopped: Event | None = None,
+    ) -> Any:
+        """Call, and call again while the server cannot be reached or says it may go well later, until `stopped`."""
+        began, pause, stopped = time.monotonic(), 0.25, stopped or Event()
         while True:
+            status = None
             try:
                 answer = self.http.request(method, self.address + path, json=body)
                 if answer.is_success:
                     return answer.json()
-                seen = f"{self.address}{path} answered {answer.status_code}: {answer.text[:300]}."
-                later = answer.status_code in _AGAIN
+                status = answer.status_code
+                seen = f"{self.address}{path} answered {status}: {answer.text[:300]}."
+                later = status in _AGAIN
             except (httpx.TransportError, ValueError) as error:
                 seen = f"{self.address} does not answer ({type(error).__name__}: {error})."
                 later = isinstance(error, httpx.TransportError)
-            if not later or time.monotonic() - began + pause > patience:
-                raise EngineError(seen)
-            time.sleep(pause)
+            if not later or time.monotonic() - began + pause > patience or stopped.wait(pause):
+                failed = EngineError(seen)
+                failed.status = status
+                raise failed
             pause = min(2 * pause, 8.0)
 
 

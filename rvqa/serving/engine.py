@@ -15,7 +15,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 Ids = tuple[int, ...]
 
+BLOCK = 1 << 15
+"""Asks that callers hold in memory at once."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """A prompt and what is wanted after it; the default wants nothing."""
 
@@ -42,7 +45,7 @@ class Ask:
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The ids of an output, the end token included where it was written; or the log probabilities in nats."""
 
@@ -62,6 +65,13 @@ class Engine(Protocol):
             The program stopped answering.
         """
         ...
+
+
+def require_temperature(asks: Iterable[Ask]) -> None:
+    """Refuse temperatures that vLLM does not take."""
+    hottest = max((ask.temperature for ask in asks), default=0.0)
+    if hottest > 2:
+        raise InputError(f'The temperature is {hottest}; vLLM takes 0 to 2. Use engine="hf", or a lower one.')
 
 
 def open_engine(model: Model, engine: str | Engine) -> Engine:
@@ -96,11 +106,10 @@ def gather(
     engine: Engine,
     asks: Sequence[Ask],
     *,
-    title: str,
     resume: str | Path | None = None,
-    progress: bool = False,
+    bar: tqdm[Any] | None = None,
 ) -> list[Reply]:
-    """Answer all asks in their order.
+    """Answer all asks in their order. Callers with more than `BLOCK` come again, for memory.
 
     Parameters
     ----------
@@ -110,12 +119,10 @@ def gather(
         From `open_engine`.
     asks
         What is wanted.
-    title
-        Of the progress bar.
     resume
         File that keeps replies as they come; made where it is missing.
-    progress
-        Show a progress bar.
+    bar
+        Progress of the caller, in replies.
 
     Raises
     ------
@@ -125,40 +132,44 @@ def gather(
         The engine stopped; says how many replies there are and how to go on.
     """
     replies: list[Reply | None] = [None] * len(asks)
-    kept = nullcontext() if resume is None else closing(Kept(Path(resume), model))
-    with kept as store, tqdm(total=len(asks), desc=title, unit="cell", disable=None if progress else True) as bar:
+    bar = tqdm(total=len(asks), disable=True) if bar is None else bar
+    done = 0
+    with nullcontext() if resume is None else closing(Kept(Path(resume), model)) as store:
         if store is not None:
             for i, reply in store.find(asks):
                 replies[i] = reply
         left = [i for i, reply in enumerate(replies) if reply is None]
-        bar.update(len(asks) - len(left))
+        done = len(asks) - len(left)
+        bar.update(done)
         try:
             for place, reply in engine.replies([asks[i] for i in left]) if left else ():
                 replies[left[place]] = reply
                 if store is not None:
                     store.keep(asks[left[place]], reply)
+                done += 1
                 bar.update()
         except EngineError as error:
-            done = sum(reply is not None for reply in replies)
             how = (
                 f"they are kept in {resume}: the same call goes on from there"
                 if resume is not None
-                else "pass resume=FILE (--resume) to keep them next time"
+                else "pass resume=FILE to keep them next time"
             )
             raise EngineError(f"{error} {done:,} of {len(asks):,} replies had come; {how}.") from error
     return [reply for reply in replies if reply is not None]
 
 
 class Kept:
-    """Replies in a file (SQLite): each is on disk before the next is asked for, whatever happens to this process."""
+    """Replies in a file (SQLite), each in it when it has come: they outlive this process, but not a power cut."""
 
     def __init__(self, path: Path, model: Model) -> None:
+        self.path = path
         with writing(path):
             if path.is_dir():
                 raise InputError(f"{path} is a directory; give a file for the replies.")
             try:
                 self.file = sqlite3.connect(path, isolation_level=None)
-                self.file.execute("PRAGMA synchronous = NORMAL")
+                self.file.execute("PRAGMA synchronous = OFF")  # or each reply waits for the disk
+                self.file.execute("PRAGMA journal_mode = TRUNCATE")
                 self.file.execute("CREATE TABLE IF NOT EXISTS about (model TEXT)")
                 self.file.execute("CREATE TABLE IF NOT EXISTS replies (ask BLOB PRIMARY KEY, reply TEXT) WITHOUT ROWID")
                 known = self.file.execute("SELECT model FROM about").fetchone()
@@ -177,14 +188,20 @@ class Kept:
     def find(self, asks: Iterable[Ask]) -> Iterator[tuple[int, Reply]]:
         """Replies that are there, by the place of their ask."""
         for i, ask in enumerate(asks):
-            row = self.file.execute("SELECT reply FROM replies WHERE ask = ?", (_key(ask),)).fetchone()
+            row = self._run("SELECT reply FROM replies WHERE ask = ?", _key(ask)).fetchone()
             if row is not None:
                 yield i, Reply(**json.loads(row[0]))
 
     def keep(self, ask: Ask, reply: Reply) -> None:
         """Write one reply."""
-        row = (_key(ask), json.dumps({"ids": reply.ids, "scores": reply.scores}))
-        self.file.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", row)
+        told = json.dumps({"ids": reply.ids, "scores": reply.scores})
+        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", _key(ask), told)
+
+    def _run(self, statement: str, *values: bytes | str) -> sqlite3.Cursor:
+        try:
+            return self.file.execute(statement, values)
+        except sqlite3.Error as error:
+            raise InputError(f"{self.path} can keep no more replies ({error}); those in it stay.") from error
 
 
 def _key(ask: Ask) -> bytes:

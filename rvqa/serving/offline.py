@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rvqa.errors import InputError
 from rvqa.grammar import Rule
-from rvqa.serving.engine import Ask, Reply
+from rvqa.serving.engine import Ask, Reply, require_temperature
 
 if TYPE_CHECKING:
     from rvqa.model import Model
@@ -43,6 +43,7 @@ class Offline:
         """Answer all asks, block by block."""
         from vllm import TokensPrompt
 
+        require_temperature(asks)
         for start in range(0, len(asks), _BLOCK):
             block = asks[start : start + _BLOCK]
             prompts, params = [], []

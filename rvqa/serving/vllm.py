@@ -13,6 +13,7 @@ Legend: B rows of logits, K = span_length ids, V vocabulary, A answers of up to 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class _Request:
 class CellSpans(V1, V2):
     """Holds vLLM's outputs to the grammar of cell spans.
 
-    With a model that has no cell tokens only mode choice does anything.
+    A model without cell tokens is left alone.
 
     Parameters
     ----------
@@ -75,7 +76,8 @@ class CellSpans(V1, V2):
     Raises
     ------
     rvqa.errors.InputError
-        A model with cell tokens but without an end token.
+        A model with cell tokens but without an end token; V1 with async scheduling, where the class is known by its
+        entry point alone.
     """
 
     def __init__(
@@ -84,20 +86,20 @@ class CellSpans(V1, V2):
         device: torch.device | LogitsProcRequestState,
         is_pin_memory: bool | None = None,  # noqa: FBT001
     ) -> None:
-        model = vllm_config.model_config
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            model.tokenizer, revision=model.tokenizer_revision, trust_remote_code=False
-        )
-        self.stop_id: int | None = self.tokenizer.eos_token_id
-        self.vocabulary: CellVocabulary | None = None
-        if OPENER in self.tokenizer.get_added_vocab():
+        self.model = vllm_config.model_config
+        v1 = isinstance(device, torch.device)
+        self.vocabulary, self.stop_id = None, 0
+        if self._open_tokenizer(named := _is_named(self.model.logits_processors)):
             self.vocabulary = CellVocabulary.from_tokenizer(self.tokenizer)
-            if self.stop_id is None:
-                raise InputError(f"The tokenizer of {model.model} has no end token (eos_token); set one.")
+            if self.tokenizer.eos_token_id is None:
+                raise InputError(f"The tokenizer of {self.model.model} has no end token (eos_token); set one.")
+            self.stop_id = int(self.tokenizer.eos_token_id)
             grammar.windows(self.vocabulary, stop_id=self.stop_id)
-        else:
-            logger.warning("%s has no cell tokens: rvqa's grammar of cells leaves its outputs alone.", model.model)
-        self.max_length = int(model.max_model_len)
+            if v1 and not named and vllm_config.scheduler_config.async_scheduling:
+                raise InputError(
+                    "With async scheduling vLLM's V1 runner shows processors known by entry point alone -1 in place "
+                    f"of ids (vllm#52461). Start it with {EXPLICIT}, or with --no-async-scheduling."
+                )
         if isinstance(device, torch.device):
             self.device, self.pin = device, bool(is_pin_memory)
             self.requests: dict[int, _Request] = {}
@@ -108,13 +110,32 @@ class CellSpans(V1, V2):
         """Of each slot: `Rule.cells`, the most tokens it may write, and the number of its set of choices."""
         self.staged: dict[int, tuple[int, int, int]] = {}
         self.choices: dict[int, tuple[str, ...]] = {}
-        self.numbers: dict[tuple[str, ...], int] = {}
+        self.sets: dict[tuple[str, ...], tuple[int, torch.Tensor]] = {}
+        """Number and answers of every set of choices in use."""
+
+    def _open_tokenizer(self, named: bool) -> bool:  # noqa: FBT001
+        """Open the model's tokenizer; whether it has cell tokens. Other models are left alone where nobody named us."""
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                self.model.tokenizer, revision=self.model.tokenizer_revision, trust_remote_code=False
+            )
+            found = OPENER in self.tokenizer.get_added_vocab()
+        except Exception as error:
+            if named:
+                raise
+            logger.warning("rvqa cannot open the tokenizer of %s (%s).", self.model.model, error)
+            found = False
+        if not found:
+            logger.warning("%s has no cell tokens: rvqa's grammar leaves its outputs alone.", self.model.model)
+        return found
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse options that could break a span; vLLM's server answers 400.
+        """Refuse options that could break what a request asks for in its `rvqa_` options; vLLM's server answers 400.
+
+        A request without such options is served as text alone where one of its options could break a cell.
 
         Raises
         ------
@@ -123,49 +144,42 @@ class CellSpans(V1, V2):
         """
         params = sampling_params
         rule = Rule.from_options(params.extra_args)
-        grammar.require_budget(rule, params.max_tokens, CellVocabulary(0).span_length)
-        refused: dict[str, Any] = {
-            "allowed_token_ids": params.allowed_token_ids,
+        bias = list((params.logit_bias or {}).values())
+        never = {
+            "repetition_penalty": None if 0.01 <= params.repetition_penalty <= 100 else params.repetition_penalty,
+            "logit_bias": None if all(abs(each) <= 100 for each in bias) else params.logit_bias,
             "trace_decode_token_ids": getattr(params, "trace_decode_token_ids", None),
         }
-        if rule.cells != 0:
-            detection = getattr(params, "repetition_detection", None)
-            refused |= {
-                "structured_outputs": params.structured_outputs,
-                "thinking_token_budget": getattr(params, "thinking_token_budget", None),
-                "repetition_detection": detection if detection and detection.max_pattern_size else None,
-                "stop": [text for text in _texts(params.stop) if ends_inside_span(text)],
-                "bad_words": [text for text in _texts(params.bad_words) if rule.ends or _CELL_TEXT.search(text)],
-            }
-        if rule.ends:
-            refused |= {"min_tokens": params.min_tokens, "ignore_eos": params.ignore_eos}
-        for name, value in refused.items():
-            if value not in (None, False, 0, []):
+        asked = any(str(key).startswith("rvqa") for key in params.extra_args or ())
+        for name, value in (never | (_breaking(params, rule) if asked else {})).items():
+            if value is not None:
                 raise InputError(
                     f"{name}={value!r} could break a cell or its end in rvqa_mode {rule.mode!r}. Leave it out"
-                    + (
-                        ', or ask for text alone (rvqa_mode "text").'
-                        if rule.cells and name != "allowed_token_ids"
-                        else "."
-                    )
+                    + (", or ask for text alone (rvqa_mode 'text')." if name not in never else ".")
                 )
+        grammar.require_budget(rule, params.max_tokens, CellVocabulary(0).span_length)
 
     def _rule(self, params: SamplingParams) -> tuple[Rule, int]:
-        """Rule of a request, and how many tokens it may write; 0 where it would stop at a token inside a span."""
+        """Rule of a request, and how many tokens it may write: none where a stop token could cut what it must hold."""
         rule = Rule.from_options(params.extra_args)
-        budget = self.max_length if params.max_tokens is None else params.max_tokens
-        if self.vocabulary is not None:
-            stops = {*(params.stop_token_ids or ()), *params.all_stop_token_ids}
-            if any(0 <= self.vocabulary.kinds(stop) <= self.vocabulary.levels for stop in stops):
-                budget = 0
-        return rule, budget
+        budget = self.model.max_model_len if params.max_tokens is None else params.max_tokens
+        if self.vocabulary is None or rule.cells == 0:
+            return rule, budget
+        if _breaking(params, rule):  # a request without options of ours: see validate_params
+            return Rule("text"), budget
+        stops = {*(params.stop_token_ids or ()), *params.all_stop_token_ids}
+        kinds, closer = {self.vocabulary.kinds(stop) for stop in stops}, self.vocabulary.levels + 1
+        cut = any(0 <= kind < closer for kind in kinds)
+        cut |= closer in kinds and bool(rule.cells > 1 or params.min_tokens)
+        cut |= bool(rule.choices) and not self._answers(rule.choices)[0].isdisjoint(stops - {self.stop_id})
+        return rule, 0 if cut else budget
 
-    @lru_cache(maxsize=256)  # noqa: B019  # lives as long as the engine
-    def _answers(self, choices: tuple[str, ...]) -> torch.Tensor:
-        if self.stop_id is None:
-            raise InputError("The tokenizer has no end token (eos_token): mode choice cannot end an answer.")
-        ids = [word_ids(self.tokenizer, text) for text in choices]
-        return grammar.answer_tensor(ids, self.stop_id, self.device)
+    @lru_cache(maxsize=64)  # noqa: B019  # lives as long as the engine
+    def _answers(self, choices: tuple[str, ...]) -> tuple[frozenset[int], torch.Tensor]:
+        """Ids that occur in the answers of mode choice, and the answers on the device."""
+        answers = [word_ids(self.tokenizer, text) for text in choices]
+        ids = frozenset(token_id for answer in answers for token_id in answer)
+        return ids, grammar.answer_tensor(answers, self.stop_id, self.device)
 
     def is_argmax_invariant(self) -> bool:
         """No: the likeliest token may be one that is not allowed."""
@@ -179,31 +193,32 @@ class CellSpans(V1, V2):
 
     def _new_request(self, params: SamplingParams, prompt: list[int] | None, written: list[int]) -> _Request | None:
         rule, budget = self._rule(params)
-        if self.vocabulary is None and rule.cells != grammar.CHOICE:
+        if self.vocabulary is None:
             return None
-        room = 0 if prompt is None else self.max_length - len(prompt)  # a prompt of embeddings does not say how long
-        answers = self._answers(rule.choices) if rule.choices else None
+        room = 0 if prompt is None else self.model.max_model_len - len(prompt)  # embeddings do not say how long
+        answers = self._answers(rule.choices)[1] if rule.choices else None
         return _Request(rule.cells, min(budget, room), answers, written)
 
     # ---- Model Runner V2 ---------------------------------------------------------------------------------------------
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Take note of the rule of a slot's new request."""
+        if self.vocabulary is None:
+            return False
         rule, budget = self._rule(sampling_params)
         self.choices.pop(req_idx, None)
         number = 0
         if rule.choices:
-            self._answers(rule.choices)
-            self.choices[req_idx] = rule.choices
-            if rule.choices not in self.numbers:
+            if rule.choices not in self.sets:
                 active = set(self.choices.values())
-                self.numbers = {known: i for known, i in self.numbers.items() if known in active}
-                taken = set(self.numbers.values())
-                self.numbers[rule.choices] = next(i for i in range(1, len(taken) + 2) if i not in taken)
-            number = self.numbers[rule.choices]
-        acts = self.vocabulary is not None or rule.cells == grammar.CHOICE
+                self.sets = {known: kept for known, kept in self.sets.items() if known in active}
+                taken = {number for number, _ in self.sets.values()}
+                free = next(i for i in range(1, len(taken) + 2) if i not in taken)
+                self.sets[rule.choices] = free, self._answers(rule.choices)[1]
+            self.choices[req_idx] = rule.choices
+            number, _ = self.sets[rule.choices]
         self.staged[req_idx] = (rule.cells, budget, number)
-        return acts
+        return True
 
     def apply_staged_writes(self) -> None:
         """Bring the rules of new requests to the device."""
@@ -216,11 +231,13 @@ class CellSpans(V1, V2):
 
     def apply(self, logits: torch.Tensor, ctx: LogitsContext | None = None) -> torch.Tensor:
         """Mask logits [B, V] in place; `ctx` is Model Runner V2's."""
+        if self.vocabulary is None:
+            return logits
         return self._apply_v1(logits) if ctx is None else self._apply_v2(logits, ctx)
 
     def _apply_v1(self, logits: torch.Tensor) -> torch.Tensor:
-        span = self.vocabulary.span_length if self.vocabulary else 0
-        K, B = max(span, 1), len(logits)
+        assert self.vocabulary is not None
+        K, B = self.vocabulary.span_length, len(logits)
         facts = np.full((B, K + 3), grammar.ABSENT, dtype=np.int64)  # ids, cells (CHOICE: leave), length, remaining
         chosen: dict[int, list[int]] = {}
         answers = {}
@@ -234,12 +251,8 @@ class CellSpans(V1, V2):
                 last = request.written[-K:]
                 facts[row, K - len(last) : K] = last
         if (facts[:, :K] == _PLACEHOLDER).any():
-            raise RuntimeError(
-                "vLLM did not hand over the ids of this step (async scheduling, a processor known by its entry point "
-                f"alone; vllm#52461). Start the server with {EXPLICIT}."
-            )
-        if self.vocabulary is not None:
-            self._mask(logits, *self._to_device(facts).split([K, 1, 1, 1], dim=1))
+            raise RuntimeError(f"vLLM did not hand over the ids of this step. Start it with {EXPLICIT}.")
+        self._mask(logits, *self._to_device(facts).split([K, 1, 1, 1], dim=1))
         for which, rows in chosen.items():
             tensor = answers[which]
             ids = np.full((len(rows), tensor.shape[1]), grammar.ABSENT, dtype=np.int64)
@@ -247,7 +260,7 @@ class CellSpans(V1, V2):
                 first = self.requests[row].written[: ids.shape[1]]
                 ids[i, : len(first)] = first
             if (ids == _PLACEHOLDER).any():
-                raise RuntimeError(f"vLLM did not hand over the ids of this step. Start the server with {EXPLICIT}.")
+                raise RuntimeError(f"vLLM did not hand over the ids of this step. Start it with {EXPLICIT}.")
             at = self._to_device(np.array(rows))
             numbers = self._to_device(facts[rows])
             masked = self._mask_choices(logits[at], self._to_device(ids), numbers[:, -2], tensor, numbers[:, -1])
@@ -255,31 +268,32 @@ class CellSpans(V1, V2):
         return logits
 
     def _apply_v2(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
+        assert self.vocabulary is not None
         slot_B, pos_B = ctx.expanded_idx_mapping.long(), ctx.pos.long()
         cells_B, budget_B, number_B = self.rules[slot_B].unbind(1)
         prompt_B = self.states.prompt_len.gpu[slot_B].long()
         known_B = self.states.total_len.gpu[slot_B].long()
         length_B = (pos_B + 1 - prompt_B).clamp_min(0)
-        remaining_B = torch.minimum(budget_B, self.max_length - prompt_B) - length_B
+        remaining_B = torch.minimum(budget_B, self.model.max_model_len - prompt_B) - length_B
         row_B = torch.arange(len(slot_B), device=logits.device)
 
         def written(at: torch.Tensor) -> torch.Tensor:  # ids [B, n] at positions; ABSENT in the prompt and ahead
-            ids = self.states.all_token_ids.gpu[slot_B[:, None], at.clamp(0, self.max_length - 1)].long()
+            every = self.states.all_token_ids.gpu
+            ids = every[slot_B[:, None], at.clamp(0, every.shape[1] - 1)].long()
             row_of = (row_B[:, None] - (pos_B[:, None] - at)).clamp(
                 0, len(row_B) - 1
             )  # a draft is the input of its row
             ids = torch.where(at >= known_B[:, None], ctx.input_ids[row_of].long(), ids)
             return torch.where((at < prompt_B[:, None]) | (at > pos_B[:, None]), grammar.ABSENT, ids)
 
-        if self.vocabulary is not None:
-            back_K = torch.arange(self.vocabulary.span_length - 1, -1, -1, device=logits.device)
-            self._mask(logits, written(pos_B[:, None] - back_K), cells_B, length_B, remaining_B)
+        back_K = torch.arange(self.vocabulary.span_length - 1, -1, -1, device=logits.device)
+        self._mask(logits, written(pos_B[:, None] - back_K), cells_B, length_B, remaining_B)
         active = {self.choices[slot] for slot in ctx.idx_mapping_np.tolist() if slot in self.choices}
         for choices in sorted(active):
-            tensor = self._answers(choices)
+            number, tensor = self.sets[choices]
             ids = written(prompt_B[:, None] + torch.arange(tensor.shape[1], device=logits.device))
             masked = self._mask_choices(logits.clone(), ids, length_B, tensor, remaining_B)
-            logits.copy_(torch.where((number_B == self.numbers[choices])[:, None], masked, logits))
+            logits.copy_(torch.where((number_B == number)[:, None], masked, logits))
         return logits
 
     def _mask(
@@ -299,7 +313,6 @@ class CellSpans(V1, V2):
     def _mask_choices(
         self, logits: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, answers: torch.Tensor, left: torch.Tensor
     ) -> torch.Tensor:
-        assert self.stop_id is not None
         return grammar.mask_choices_(logits, ids, length, answers, self.stop_id, remaining=left)
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
@@ -307,29 +320,27 @@ class CellSpans(V1, V2):
         return (host.pin_memory() if self.pin else host).to(self.device, non_blocking=True)
 
 
-def ends_inside_span(text: str, vocabulary: CellVocabulary | None = None) -> bool:
-    """Whether a match of a stop string could end inside a cell's text and so cut it."""
-    vocabulary = vocabulary or CellVocabulary(0)
-    tokens: list[list[str]] = [[] for _ in range(vocabulary.span_length)]
-    for token_id, token in enumerate(vocabulary.tokens(), start=vocabulary.base):
-        tokens[vocabulary.kinds(token_id)].append(token)
+def _breaking(params: SamplingParams, rule: Rule) -> dict[str, Any]:
+    """Options of a request that could break or cut what its rule asks for; mode text has nothing to break.
 
-    def ends_after(rest: str, place: int) -> bool:  # some text that ends behind this place's token ends so
-        if place < 0:
-            return True
-        return any(
-            token.endswith(rest) or (rest.endswith(token) and ends_after(rest[: -len(token)], place - 1))
-            for token in tokens[place]
-        )
-
-    for place, several in enumerate(tokens):
-        for token in several:
-            for size in range(1, len(token) + (place < vocabulary.span_length - 1)):
-                part = token[:size]
-                if part.endswith(text) or (text.endswith(part) and ends_after(text[:-size], place - 1)):
-                    return True
-    return False
+    A stop string may end at any character: it is found only when text is complete, with the next token already there.
+    """
+    if rule.cells == 0:
+        return {}
+    detection = getattr(params, "repetition_detection", None)
+    found: dict[str, Any] = {
+        "allowed_token_ids": params.allowed_token_ids,
+        "structured_outputs": params.structured_outputs,
+        "thinking_token_budget": getattr(params, "thinking_token_budget", None),
+        "repetition_detection": detection if detection and detection.max_pattern_size else None,
+        "stop": params.stop,
+        "bad_words": [text for text in params.bad_words or () if rule.ends or _CELL_TEXT.search(text)],
+        "min_tokens": params.min_tokens if rule.ends else None,
+        "ignore_eos": params.ignore_eos if rule.ends else None,
+    }
+    return {name: value for name, value in found.items() if value not in (None, False, 0, [], "")}
 
 
-def _texts(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+def _is_named(given: Sequence[str | type] | None) -> bool:
+    """Whether the class is among the processors that the engine was started with, not known by entry point alone."""
+    return any(each is CellSpans or each == "rvqa.serving.vllm:CellSpans" for each in given or ())

@@ -173,7 +173,8 @@ def test_text_of_cell_tokens_in_words_smuggles_nothing_in(llm, model, held_out):
 
 
 def test_requests_that_could_break_a_span_are_refused(llm):
-    for settings in ({"stop": ["<"]}, {"extra_args": {"rvqa_mode": "cell"}}, {"allowed_token_ids": [3]}):
+    free = {"rvqa_mode": "free"}
+    for settings in ({"stop": ["<"], "extra_args": free}, {"extra_args": {"rvqa_mode": "cell"}}):
         with pytest.raises(VLLMValidationError, match=r"could break a cell|no mode"):
             generate(llm, [[1, 2]], SamplingParams(max_tokens=5, **settings))
 

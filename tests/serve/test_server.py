@@ -153,7 +153,7 @@ def test_a_server_of_another_model(server, model):
 
 def test_a_refused_call_is_told_at_once(server, model):
     with pytest.raises(EngineError, match=r"400.*maximum"):
-        gather(model, Client(model, server.address), [Ask(tuple([1] * 300))], title="x")
+        gather(model, Client(model, server.address), [Ask(tuple([1] * 300))])
 
 
 def test_a_server_that_dies_and_comes_back(server, model, held_out, here, tmp_path):
@@ -181,11 +181,10 @@ def test_a_server_that_dies_and_comes_back(server, model, held_out, here, tmp_pa
     restarted = threading.Thread(target=server.start)
     restarted.start()  # takes many seconds: the client tries again until it is there
     asked = []
-    patient = Client.__new__(Client)
-    patient.__dict__.update(client.__dict__, patience=120.0)
-    plain = patient._call
-    patient._call = lambda places, asks: asked.append(len(asks)) or plain(places, asks)
-    rvqa.annotate(cells, model, engine=patient, resume=kept, progress=False)
+    plain = client._call
+    client.patience = 120.0
+    client._call = lambda *call: asked.append(len(call[1])) or plain(*call)
+    rvqa.annotate(cells, model, engine=client, resume=kept, progress=False)
     restarted.join()
     assert sum(asked) == held_out.n_obs - saved
     assert list(cells.obs["rvqa_cell_type"]) == list(here.obs["rvqa_cell_type"])

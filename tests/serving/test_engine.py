@@ -123,7 +123,7 @@ def test_outputs_of_every_rule(model):
     asks = [
         Ask(prompt[: len(prompt) - i % 3], rule=rules[i % 5], max_tokens=30, temperature=2.0, seed=i) for i in range(30)
     ]
-    for ask, reply in zip(asks, gather(model, HuggingFace(model), asks, title="x"), strict=True):
+    for ask, reply in zip(asks, gather(model, HuggingFace(model), asks), strict=True):
         answers = [model.text_tokenizer.encode(text, add_special_tokens=False) for text in ask.rule.choices or ()]
         assert is_valid_output(reply.ids, ask.rule, model.vocabulary, stop_ids=[model.prompts.end], answers=answers)
 
@@ -192,6 +192,10 @@ class Handler(BaseHTTPRequestHandler):
             ((_, reply),) = server.engine.replies([ask])
             return {"index": i, "token_ids": reply.ids}
 
+    def answer(self, value, status=200):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send(value, status)
+
     def send(self, value, status=200):
         data = json.dumps(value).encode()
         self.send_response(status)
@@ -229,10 +233,10 @@ def test_a_refusal_is_told_at_once_and_patience_ends(cells, model, server):
     client = Client(model, server.address, patience=0.6)
     server.failures = [400]
     with pytest.raises(EngineError, match=r"answered 400: .*not now.* 0 of 1 replies had come"):
-        gather(model, client, [Ask((1, 2), answers=((3,),))], title="x")
+        gather(model, client, [Ask((1, 2), answers=((3,),))])
     server.failures = [503] * 50
     with pytest.raises(EngineError, match="answered 503"):
-        gather(model, client, [Ask((1, 2), answers=((3,),))], title="x")
+        gather(model, client, [Ask((1, 2), answers=((3,),))])
     assert 40 < len(server.failures) < 50
 
 
@@ -256,7 +260,7 @@ def test_which_model_and_whose_tokens(model, server, monkeypatch):
 
 
 def test_a_gateway_without_tokenize_is_said(model, server, monkeypatch):
-    monkeypatch.setattr(Handler, "do_POST", lambda self: self.send({"error": "no such path"}, 404))
+    monkeypatch.setattr(Handler, "do_POST", lambda self: self.answer({"error": "no such path"}, 404))
     with pytest.warns(InputWarning, match=r"has no /tokenize"):
         Client(model, server.address)
 
@@ -265,10 +269,48 @@ def test_what_is_no_vllm(model, server, monkeypatch):
     monkeypatch.setattr(Handler, "choice", lambda self, i, prompt, body: {"index": i, "text": "hello"})
     client = Client(model, server.address)
     with pytest.raises(EngineError, match="sent no token_ids"):
-        gather(model, client, [Ask((1, 2), rule=Rule("one_cell"), max_tokens=11)], title="x")
+        gather(model, client, [Ask((1, 2), rule=Rule("one_cell"), max_tokens=11)])
     monkeypatch.setattr(Handler, "choice", lambda self, i, prompt, body: {"index": i, "prompt_logprobs": None})
     with pytest.raises(EngineError, match="sent no prompt_logprobs"):
-        gather(model, client, [Ask((1, 2), answers=((3,),))], title="x")
+        gather(model, client, [Ask((1, 2), answers=((3,),))])
+
+
+def test_addresses_keys_and_temperatures_that_cannot_be(model, server, monkeypatch):
+    for address in ("http://host:abc", "http://"):
+        with pytest.raises(InputError, match=r"cannot be used|does not answer"):
+            open_engine(model, address)
+    with pytest.raises(InputError, match=r"vLLM takes 0 to 2. Use engine=\"hf\""):
+        gather(model, Client(model, server.address), [Ask((1,), rule=Rule("one_cell"), max_tokens=11, temperature=3.0)])
+    monkeypatch.setenv("RVQA_API_KEY", "schl\u00fcssel")
+    with pytest.raises(InputError, match="RVQA_API_KEY cannot be used"):
+        Client(model, server.address)
+
+
+def test_replies_that_are_no_objects(model, server, monkeypatch):
+    client = Client(model, server.address)
+    for value in ([], {}, {"choices": 5}, {"choices": [{}]}, {"choices": []}, None):
+        monkeypatch.setattr(Handler, "do_POST", lambda self, value=value: self.answer(value))
+        with pytest.raises(EngineError, match="is it vLLM"):
+            gather(model, client, [Ask((1, 2), rule=Rule("one_cell"), max_tokens=11)])
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.send([]))
+    with pytest.raises(InputError, match="is no vLLM server"):
+        Client(model, server.address)
+
+
+def test_a_file_of_replies_that_is_in_use(cells, model, tmp_path):
+    kept = tmp_path / "replies"
+    annotated(cells, model, resume=kept)
+    with sqlite3.connect(kept) as other:
+        other.execute("DROP TABLE replies")
+        other.execute("CREATE TABLE replies (something TEXT)")
+    with pytest.raises(InputError, match="can keep no more replies"):
+        annotated(cells, model, resume=kept)
+
+
+def test_seeds_of_numpy(cells, model):
+    codes = rvqa.encode(cells[:4], model, library_size_key="depth", copy=True).obsm["rvqa_codes"]
+    arguments = (model, codes, np.array([model.card.labels[0]] * 4), model.card.perturbations[0], 1.0)
+    np.testing.assert_array_equal(perturbed_codes(*arguments, np.int64(5)), perturbed_codes(*arguments, 5))
 
 
 def test_draws_go_out_alone_and_alike_asks_together(model, server):
@@ -278,7 +320,7 @@ def test_draws_go_out_alone_and_alike_asks_together(model, server):
     for temperature, calls in ((0.0, 1), (1.0, 5)):
         server.seen.clear()
         asks = [Ask(prompt, rule=rule, max_tokens=11, temperature=temperature, seed=i) for i in range(5)]
-        replies = gather(model, client, asks, title="x")
+        replies = gather(model, client, asks)
         assert len(server.seen) == calls
         assert all(is_valid_output(reply.ids, rule, model.vocabulary) for reply in replies)
     assert sorted(body["seed"] for _, body, _ in server.seen) == [0, 1, 2, 3, 4]
