@@ -169,7 +169,6 @@ class Kept:
             try:
                 self.file = sqlite3.connect(path, isolation_level=None)
                 self.file.execute("PRAGMA synchronous = OFF")  # or each reply waits for the disk
-                self.file.execute("PRAGMA journal_mode = TRUNCATE")
                 self.file.execute("CREATE TABLE IF NOT EXISTS about (model TEXT)")
                 self.file.execute("CREATE TABLE IF NOT EXISTS replies (ask BLOB PRIMARY KEY, reply TEXT) WITHOUT ROWID")
                 known = self.file.execute("SELECT model FROM about").fetchone()
