@@ -238,7 +238,8 @@ class CellSpans(V1, V2):
     def _apply_v1(self, logits: torch.Tensor) -> torch.Tensor:
         assert self.vocabulary is not None
         K, B = self.vocabulary.span_length, len(logits)
-        facts = np.full((B, K + 3), grammar.ABSENT, dtype=np.int64)  # ids, cells (CHOICE: leave), length, remaining
+        facts = np.full((B, K + 3), grammar.ABSENT, dtype=np.int64)  # of each row: last ids, cells, length, remaining
+        facts[:, K] = grammar.CHOICE  # whose state is LEAVE: rows that no request of ours is in stay as they are
         chosen: dict[int, list[int]] = {}
         answers = {}
         for row, request in self.requests.items():
@@ -280,9 +281,8 @@ class CellSpans(V1, V2):
         def written(at: torch.Tensor) -> torch.Tensor:  # ids [B, n] at positions; ABSENT in the prompt and ahead
             every = self.states.all_token_ids.gpu
             ids = every[slot_B[:, None], at.clamp(0, every.shape[1] - 1)].long()
-            row_of = (row_B[:, None] - (pos_B[:, None] - at)).clamp(
-                0, len(row_B) - 1
-            )  # a draft is the input of its row
+            back = pos_B[:, None] - at  # a draft is the input of its row
+            row_of = (row_B[:, None] - back).clamp(0, len(row_B) - 1)
             ids = torch.where(at >= known_B[:, None], ctx.input_ids[row_of].long(), ids)
             return torch.where((at < prompt_B[:, None]) | (at > pos_B[:, None]), grammar.ABSENT, ids)
 
@@ -305,8 +305,7 @@ class CellSpans(V1, V2):
         remaining: torch.Tensor,
     ) -> None:
         assert self.vocabulary is not None
-        columns = (each.reshape(-1) for each in (cells, length, remaining))
-        cells, length, remaining = columns
+        cells, length, remaining = (each.reshape(-1) for each in (cells, length, remaining))
         states = grammar.states(ids, self.vocabulary, cells, length=length, remaining=remaining)
         grammar.apply_mask_(logits, states, self.vocabulary, stop_id=self.stop_id)
 
