@@ -303,6 +303,38 @@ def test_rows_of_draft_tokens(rule, config):
             assert torch.equal(torch.isfinite(logits[row]), by_hf([output], rule, 30)[0])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Model Runner V2 keeps its requests on a GPU")
+@pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
+def test_on_the_request_state_of_a_gpu(rule, config):
+    """V2's own buffers in place of tensors of their shape."""
+    from vllm.v1.worker.gpu.states import RequestState
+
+    device = torch.device("cuda")
+    state = RequestState(64, LENGTH, 256, 0, ROWS, device)
+    processor = CellSpans(config, LogitsProcRequestState.from_request_state(state))
+    outputs = ours(spans.random_walks(rule, 64, 24, seed=3)[0]).tolist()
+    for i, row in enumerate(outputs):
+        state.add_request(str(i), len(PROMPT), [*PROMPT, *row], 0, 30)
+    slots = [state.req_id_to_index[str(i)] for i in range(64)]
+    for slot in slots:
+        processor.add_request(slot, params(rule, 30))
+    state.apply_staged_writes()
+    processor.apply_staged_writes()
+    rows = torch.tensor(slots, dtype=torch.int32, device=device)
+    place = torch.full((64,), len(PROMPT) + 24 - 1, device=device)
+    context = LogitsContext(
+        expanded_idx_mapping=rows,
+        idx_mapping=rows,
+        idx_mapping_np=np.array(slots),
+        expanded_local_pos=torch.zeros_like(rows),
+        input_ids=torch.tensor([row[-1] for row in outputs], dtype=torch.int32, device=device),
+        pos=place,
+        seq_lens_upper_bound_np=np.full(64, len(PROMPT) + 24),
+    )
+    logits = processor.apply(torch.zeros(64, ROWS, device=device), context)
+    assert torch.equal(torch.isfinite(logits).cpu(), by_hf(outputs, rule, 30))
+
+
 def test_what_cannot_be_counted_opens_no_span(config):
     """A stop token inside spans, a prompt of embeddings, the end of the model's length."""
     seen = {}
