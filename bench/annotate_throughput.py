@@ -20,7 +20,6 @@ from pathlib import Path
 import anndata
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import rvqa
 from bench import harness
@@ -55,8 +54,7 @@ def make_model(cells: anndata.AnnData, ref: Path, layers: int, width: int) -> Mo
     reference = read_reference(cells, labels="cell_type")
     tokenizer = CellTokenizer.fit([reference], TokenizerSettings(epochs=5), progress=False)
     text_tokenizer, vocabulary = qwen_fixture.qwen_tokenizer_with_cells(ref)
-    shape = Qwen3Config(
-        vocab_size=qwen_fixture.QWEN_ROWS,
+    network = qwen_fixture.qwen_model(
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=layers,
@@ -64,12 +62,9 @@ def make_model(cells: anndata.AnnData, ref: Path, layers: int, width: int) -> Mo
         num_key_value_heads=8,
         head_dim=128,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
         eos_token_id=text_tokenizer.eos_token_id,
         pad_token_id=text_tokenizer.pad_token_id,
     )
-    torch.manual_seed(0)
-    network = Qwen3ForCausalLM(shape).eval()
     install_rows(network, vocabulary, tokenizer.codebooks_MKD, seed=0)
     return Model(tokenizer, network, text_tokenizer, vocabulary, Card(list(LABELS), []))
 

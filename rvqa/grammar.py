@@ -261,21 +261,19 @@ def states(
     -------
     int64 [...]: PLAIN, TEXT, OPEN, END, LEVEL_0 + m, or LEAVE.
     """
-
-    def numbers(value: int | torch.Tensor) -> torch.Tensor:  # filled on the device: nothing is copied there
-        return value if isinstance(value, torch.Tensor) else torch.full((), value, device=last_ids.device)
-
-    K = vocabulary.span_length
-    cells = numbers(cells)
-    length = (last_ids != ABSENT).sum(-1) if length is None else numbers(length)
+    K, device = vocabulary.span_length, last_ids.device
+    cells = _on(device, cells)
+    length = (last_ids != ABSENT).sum(-1) if length is None else _on(device, length)
     ids = torch.nn.functional.pad(last_ids[..., -K:], (max(K - last_ids.shape[-1], 0), 0), value=ABSENT).long()
 
     opens = length < K * cells
     if remaining is not None:
-        opens = opens & (length < (length + numbers(remaining)) // K * K)  # as many cells as fit into the whole budget
+        opens = opens & (
+            length < (length + _on(device, remaining)) // K * K
+        )  # as many cells as fit into the whole budget
     outside = torch.where(cells > 0, torch.where(opens, OPEN, END), torch.where(cells == ANY_CELLS, TEXT, PLAIN))
     if remaining is not None:
-        outside = torch.where((numbers(remaining) < K) & (outside == TEXT), PLAIN, outside)
+        outside = torch.where((_on(device, remaining) < K) & (outside == TEXT), PLAIN, outside)
     # In a span, the kinds of its tokens count up from 0 at the opener to the last token's: 0, 1, ..., m.
     kinds = vocabulary.kinds(ids)
     last = kinds[..., -1]
@@ -285,6 +283,11 @@ def states(
     inside = torch.where(cells > 0, opens & (place > 0), spelled & (cells == ANY_CELLS))
     state = torch.where(inside, LEVEL_0 + torch.where(cells > 0, place - 1, last), outside)
     return torch.where(cells == CHOICE, LEAVE, state)
+
+
+def _on(device: torch.device, value: int | torch.Tensor) -> torch.Tensor:
+    """A number as a tensor that is filled on the device: nothing is copied there."""
+    return value if isinstance(value, torch.Tensor) else torch.full((), value, device=device)
 
 
 def apply_mask_(
@@ -366,8 +369,7 @@ def mask_choices_(
     """
 
     def column(value: int | torch.Tensor) -> torch.Tensor:
-        full = value if isinstance(value, torch.Tensor) else torch.full((), value, device=logits.device)
-        return full.expand(len(logits))[:, None]
+        return _on(logits.device, value).expand(len(logits))[:, None]
 
     A, D = answers.shape
     length = column(length)

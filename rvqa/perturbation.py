@@ -225,8 +225,8 @@ def perturbed_codes(
                 for reply in replies:
                     if not is_valid_output(reply.ids, rule, model.vocabulary, stop_ids=[end]):
                         raise EngineError(
-                            f"{engine} wrote {model.text_tokenizer.decode(reply.ids)[:200]!r}, which is not one cell. "
-                            "Start the server with --logits-processors rvqa.serving.vllm:CellSpans."
+                            f"The engine wrote {model.text_tokenizer.decode(reply.ids)[:200]!r}, which is not one "
+                            "cell. Start the server with --logits-processors rvqa.serving.vllm:CellSpans."
                         )
                 result_NM[rows] = model.vocabulary.codes(np.array([reply.ids[:span] for reply in replies]))
     return result_NM

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -130,9 +129,9 @@ def pbmc_tokenizer(read: Callable, once: Callable):
             read_reference(read("kang2018_ifnb_pbmc_2k"), name="kang", labels="cell_type"),
         ]
         tokenizer = CellTokenizer.fit(references, TokenizerSettings(epochs=15, batch_size=128), progress=False)
-        path.write_bytes(pickle.dumps(tokenizer))  # as it left the fit, not as it is after saving and loading
+        tokenizer.save_pretrained(path)
 
-    return pickle.loads(once("pbmc_tokenizer", fit).read_bytes())
+    return CellTokenizer.from_pretrained(once("pbmc_tokenizer", fit))
 
 
 @pytest.fixture(scope="session")

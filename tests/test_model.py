@@ -36,6 +36,10 @@ def test_load_gives_the_same_answers(fitted, fitted_path, shipped):
     loaded = rvqa.load(fitted_path)
     assert loaded.card == fitted.card
     assert loaded.vocabulary == fitted.vocabulary
+    assert loaded.cell_tokenizer.axis == fitted.cell_tokenizer.axis
+    assert loaded.cell_tokenizer.config == fitted.cell_tokenizer.config
+    for name, tensor in fitted.cell_tokenizer.state_dict().items():  # as they left the fit
+        assert torch.equal(loaded.cell_tokenizer.state_dict()[name], tensor), name
     cells = next(iter(shipped.tests.values())).copy()
     first, second = (
         rvqa.annotate(cells, each, library_size_key="depth", copy=True, progress=False) for each in (fitted, loaded)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from rvqa.errors import EngineError, InputError, InputWarning
-from rvqa.grammar import Rule
 from rvqa.serving.engine import Ask, Reply, require_temperature
 
 if TYPE_CHECKING:
@@ -111,17 +110,9 @@ class Client:
 
     def _call(self, places: list[int], asks: list[Ask], stopped: Event) -> list[tuple[int, Reply]]:
         first = asks[0]
-        if first.answers:
-            prompts = [[*first.prompt, *answer] for answer in first.answers]
-            body: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-            rule = Rule("text")  # what is written after the answer does not matter
-        else:
-            prompts = [list(ask.prompt) for ask in asks]
-            body = {"max_tokens": first.max_tokens, "temperature": first.temperature}
-            rule = first.rule
-            if first.temperature:
-                body["seed"] = first.seed
-        body |= {
+        prompts = [prompt for ask in asks for prompt in ask.prompts()]
+        settings, rule = first.sampling()
+        body = settings | {
             "model": self.name,
             "prompt": prompts,
             "vllm_xargs": rule.options(),

@@ -44,6 +44,17 @@ class Ask:
     temperature: float = 0.0
     seed: int = 0
 
+    def prompts(self) -> list[list[int]]:
+        """Prompts that vLLM gets: with answers, one for each, which it ends."""
+        return [[*self.prompt, *answer] for answer in self.answers or ((),)]
+
+    def sampling(self) -> tuple[dict[str, Any], Rule]:
+        """Sampling parameters that vLLM gets with each prompt, and the rule that its options name."""
+        if self.answers:  # what is written after the answer does not matter
+            return {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, Rule("text")
+        drawn = {"seed": self.seed} if self.temperature else {}
+        return {"max_tokens": self.max_tokens, "temperature": self.temperature, **drawn}, self.rule
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -133,7 +144,6 @@ def gather(
     """
     replies: list[Reply | None] = [None] * len(asks)
     bar = tqdm(total=len(asks), disable=True) if bar is None else bar
-    done = 0
     with nullcontext() if resume is None else closing(Kept(Path(resume), model)) as store:
         if store is not None:
             for i, reply in store.find(asks):
@@ -162,7 +172,7 @@ class Kept:
     """Replies in a file (SQLite), each in it when it has come: they outlive this process, but not a power cut."""
 
     def __init__(self, path: Path, model: Model) -> None:
-        self.path = path
+        self.path, identity = path, model.identity
         with writing(path):
             if path.is_dir():
                 raise InputError(f"{path} is a directory; give a file for the replies.")
@@ -173,10 +183,10 @@ class Kept:
                 self.file.execute("CREATE TABLE IF NOT EXISTS replies (ask BLOB PRIMARY KEY, reply TEXT) WITHOUT ROWID")
                 known = self.file.execute("SELECT model FROM about").fetchone()
                 if known is None:
-                    self.file.execute("INSERT INTO about VALUES (?)", (model.identity,))
+                    self.file.execute("INSERT INTO about VALUES (?)", (identity,))
             except sqlite3.DatabaseError as error:
                 raise InputError(f"{path} keeps no replies of rvqa ({error}); give another file.") from error
-        if known is not None and known[0] != model.identity:
+        if known is not None and known[0] != identity:
             self.close()
             raise InputError(f"{path} keeps replies of another model; give another file, or delete it.")
 

@@ -152,15 +152,15 @@ class CellSpanLogitsProcessor(LogitsProcessor):
         self.rule = rule
         self.prompt_length = prompt_length
         self.max_new_tokens = max_new_tokens
-        self.answers = tuple(map(tuple, answers))
+        self.answers_AD = grammar.answer_tensor(answers, self.stop_id) if answers and self.stop_id is not None else None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Masked copy of `scores` [B, V], given prompts and outputs `input_ids` int64 [B, L]."""
         output_BL = input_ids[:, self.prompt_length :]
         length = output_BL.shape[1]
         remaining = self.max_new_tokens - length
-        if self.stop_id is not None and self.answers:
-            answers_AD = grammar.answer_tensor(self.answers, self.stop_id, scores.device)
+        if self.stop_id is not None and self.answers_AD is not None:
+            self.answers_AD = answers_AD = self.answers_AD.to(scores.device)
             return grammar.mask_choices_(
                 scores.clone(), output_BL, length, answers_AD, self.stop_id, remaining=remaining
             )

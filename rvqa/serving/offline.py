@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rvqa.errors import InputError
-from rvqa.grammar import Rule
 from rvqa.serving.engine import Ask, Reply, require_temperature
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ class Offline:
             block = asks[start : start + _BLOCK]
             prompts, params = [], []
             for ask in block:
-                for answer in ask.answers or [()]:
-                    prompts.append(TokensPrompt(prompt_token_ids=[*ask.prompt, *answer]))
+                for prompt in ask.prompts():
+                    prompts.append(TokensPrompt(prompt_token_ids=prompt))
                     params.append(_params(ask))
             outputs = iter(self.llm.generate(prompts, params, use_tqdm=False))
             for i, ask in enumerate(block, start=start):
@@ -76,17 +75,8 @@ def _llm(source: str) -> Any:
 def _params(ask: Ask) -> Any:
     from vllm import SamplingParams
 
-    if ask.answers:  # what is written after the answer does not matter
-        return SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, extra_args=Rule("text").options(), detokenize=False
-        )
-    return SamplingParams(
-        max_tokens=ask.max_tokens,
-        temperature=ask.temperature,
-        seed=ask.seed if ask.temperature else None,
-        extra_args=ask.rule.options(),
-        detokenize=False,
-    )
+    settings, rule = ask.sampling()
+    return SamplingParams(**settings, extra_args=rule.options(), detokenize=False)
 
 
 def _score(output: Any, answer: Sequence[int]) -> float:

@@ -76,10 +76,5 @@ class AnswerTree:
             use_cache=False,
         ).last_hidden_state
         logits_BUV = self.network.get_output_embeddings()(hidden_BSH[:, P - 1 :])  # the prompt's end, then the nodes
-        log_BE = logits_BUV[:, self.node_E, self.id_E].float() - _log_sum(logits_BUV)[:, self.node_E]
+        log_BE = logits_BUV[:, self.node_E, self.id_E].float() - logits_BUV.float().logsumexp(-1)[:, self.node_E]
         return log_BE.new_zeros(B, self.n_answers).index_add_(1, self.answer_E, log_BE)
-
-
-def _log_sum(logits_BUV: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the sum of exponentials over the vocabulary, float32."""
-    return logits_BUV.float().logsumexp(-1)

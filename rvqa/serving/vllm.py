@@ -251,8 +251,7 @@ class CellSpans(V1, V2):
             elif request.cells == grammar.ANY_CELLS:
                 last = request.written[-K:]
                 facts[row, K - len(last) : K] = last
-        if (facts[:, :K] == _PLACEHOLDER).any():
-            raise RuntimeError(f"vLLM did not hand over the ids of this step. Start it with {EXPLICIT}.")
+        _require_known(facts[:, :K])
         self._mask(logits, *self._to_device(facts).split([K, 1, 1, 1], dim=1))
         for which, rows in chosen.items():
             tensor = answers[which]
@@ -260,12 +259,12 @@ class CellSpans(V1, V2):
             for i, row in enumerate(rows):
                 first = self.requests[row].written[: ids.shape[1]]
                 ids[i, : len(first)] = first
-            if (ids == _PLACEHOLDER).any():
-                raise RuntimeError(f"vLLM did not hand over the ids of this step. Start it with {EXPLICIT}.")
+            _require_known(ids)
             at = self._to_device(np.array(rows))
             numbers = self._to_device(facts[rows])
-            masked = self._mask_choices(logits[at], self._to_device(ids), numbers[:, -2], tensor, numbers[:, -1])
-            logits[at] = masked
+            logits[at] = grammar.mask_choices_(
+                logits[at], self._to_device(ids), numbers[:, -2], tensor, self.stop_id, remaining=numbers[:, -1]
+            )
         return logits
 
     def _apply_v2(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
@@ -292,7 +291,7 @@ class CellSpans(V1, V2):
         for choices in sorted(active):
             number, tensor = self.sets[choices]
             ids = written(prompt_B[:, None] + torch.arange(tensor.shape[1], device=logits.device))
-            masked = self._mask_choices(logits.clone(), ids, length_B, tensor, remaining_B)
+            masked = grammar.mask_choices_(logits.clone(), ids, length_B, tensor, self.stop_id, remaining=remaining_B)
             logits.copy_(torch.where((number_B == number)[:, None], masked, logits))
         return logits
 
@@ -309,14 +308,14 @@ class CellSpans(V1, V2):
         states = grammar.states(ids, self.vocabulary, cells, length=length, remaining=remaining)
         grammar.apply_mask_(logits, states, self.vocabulary, stop_id=self.stop_id)
 
-    def _mask_choices(
-        self, logits: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, answers: torch.Tensor, left: torch.Tensor
-    ) -> torch.Tensor:
-        return grammar.mask_choices_(logits, ids, length, answers, self.stop_id, remaining=left)
-
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         host = torch.from_numpy(values)
         return (host.pin_memory() if self.pin else host).to(self.device, non_blocking=True)
+
+
+def _require_known(ids: np.ndarray) -> None:
+    if (ids == _PLACEHOLDER).any():
+        raise RuntimeError(f"vLLM did not hand over the ids of this step. Start it with {EXPLICIT}.")
 
 
 def _breaking(params: SamplingParams, rule: Rule) -> dict[str, Any]:
