@@ -39,6 +39,7 @@ import torch
 import rvqa
 from rvqa.atlas.run import Encoder, Settings, default_threads, encode_files
 from rvqa.genes import GeneAxis, align, map_columns
+from rvqa.model import load_tokenizer
 from rvqa.tokenizer import CellTokenizer, PanelEncoder
 
 FILES = ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k", "zheng2017_sorted_pbmc_3500", "tian2019_lung_cancer_lines")
@@ -48,7 +49,7 @@ RIVAL_CELLS = 8_192
 
 def base_cells() -> tuple[sp.csr_matrix, GeneAxis]:
     """Real cells of four studies on the union of their genes."""
-    folder = Path(os.environ.get("RVQA_DATA_DIR", "../shared/data"))
+    folder = Path(os.environ["RVQA_DATA_DIR"])
     files = [anndata.read_h5ad(folder / f"{name}.h5ad") for name in FILES]
     axis = GeneAxis.union([GeneAxis.from_adata(each) for each in files])
     return sp.vstack([map_columns(each.X, align(each, axis)) for each in files], format="csr"), axis
@@ -210,8 +211,8 @@ def peak(path: Path, tokenizer: Path, out: Path, threads: int) -> float:
     """GiB that a process of its own takes at most (VmHWM: what getrusage says counts the process that started it)."""
     code = (
         "import sys; from pathlib import Path; from rvqa.atlas.run import Settings, encode_files;"
-        "from rvqa.tokenizer import CellTokenizer;"
-        "encode_files(Path(sys.argv[2]), CellTokenizer.from_pretrained(sys.argv[1]), Path(sys.argv[3]),"
+        "from rvqa.model import load_tokenizer;"
+        "encode_files(Path(sys.argv[2]), load_tokenizer(sys.argv[1]), Path(sys.argv[3]),"
         "settings=Settings(), threads=int(sys.argv[4]), force=True);"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
@@ -225,8 +226,8 @@ RUN = """
 import sys
 from pathlib import Path
 from rvqa.atlas.run import Settings, encode_files
-from rvqa.tokenizer import CellTokenizer
-tokenizer = CellTokenizer.from_pretrained(sys.argv[1])
+from rvqa.model import load_tokenizer
+tokenizer = load_tokenizer(sys.argv[1])
 print("ready", flush=True)
 encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=int(sys.argv[4])))
 """
@@ -317,7 +318,9 @@ def beyond(folder: Path, tokenizer: CellTokenizer, base: sp.csr_matrix, axis: Ge
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="directory that rvqa fit or rvqa fit-tokenizer wrote"
+    )
     parser.add_argument("--cells", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("atlas-bench"))
     parser.add_argument("--rounds", type=int, default=3)
@@ -327,7 +330,7 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     cores, threads = torch.get_num_threads(), default_threads()
-    tokenizer = CellTokenizer.from_pretrained(given.tokenizer)
+    tokenizer = load_tokenizer(given.tokenizer)
     base, axis = base_cells()
     result: dict[str, Any] = {"cells": given.cells, "genes": len(axis), "cores": cores, "threads": threads}
     for form in FORMATS:

@@ -47,8 +47,9 @@ def atlas_like(cells: int, genes: int, seed: int = 0) -> sp.csr_matrix:
 
 def real(name: str) -> sp.csr_matrix | None:
     """Counts of a file of RVQA_DATA_DIR, or None."""
-    path = Path(os.environ.get("RVQA_DATA_DIR", "../shared/data")) / f"{name}.h5ad"
-    if not path.is_file():
+    folder = os.environ.get("RVQA_DATA_DIR")
+    path = Path(folder or "") / f"{name}.h5ad"
+    if not folder or not path.is_file():
         return None
     import anndata
 

@@ -94,7 +94,8 @@ def main() -> None:
     """Run the bench."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--tokenizer", type=Path, required=True, help="what `rvqa fit-tokenizer` wrote")
-    arguments.add_argument("--data", type=Path, default=Path(os.environ.get("RVQA_DATA_DIR", "../shared/data")))
+    folder = os.environ.get("RVQA_DATA_DIR")
+    arguments.add_argument("--data", type=Path, default=folder, required=not folder, help="default: RVQA_DATA_DIR")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")

@@ -12,6 +12,7 @@ Legend: N cells, M levels, C labels.
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,8 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from rvqa.codes import cell_codes, copy_of, record, write_codes
+from rvqa.atlas.keys import Keys, copied, require_copy, require_free
+from rvqa.codes import cell_codes, code_arrays, code_names, codes_of_file, copy_of, in_memory
 from rvqa.errors import InputError
 from rvqa.grammar import Rule
 from rvqa.model import Model
@@ -29,9 +31,10 @@ from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
 
 
 def annotate(
-    adata: AnnData,
+    adata: AnnData | str | Path,
     model: Model,
     *,
+    out: str | Path | None = None,
     labels: Sequence[str] | None = None,
     layer: str | None = None,
     library_size_key: str | None = None,
@@ -41,6 +44,7 @@ def annotate(
     engine: str | Engine = "hf",
     reasoning: int = 0,
     resume: str | Path | None = None,
+    force: bool = False,
     progress: bool = True,
 ) -> AnnData | None:
     """Annotate cells with cell types.
@@ -48,9 +52,12 @@ def annotate(
     Parameters
     ----------
     adata
-        Raw counts, as for `rvqa.encode`; encoded on the way.
+        Raw counts, or the path of a file, as for `rvqa.encode`; encoded on the way.
     model
         From `rvqa.load`.
+    out
+        With a path: file to write, a copy with the keys below in which all else stays as it is stored: `.h5ad`, or of
+        its own kind for a `.zarr` or `.h5mu` file. Memory does not grow with the counts of the file.
     labels
         Closed set to choose from; by default every label the model was taught. A subset is allowed.
     layer, library_size_key, recover, key_added, copy
@@ -64,13 +71,16 @@ def annotate(
     resume
         File that keeps replies as they come (made where it is missing): when the engine or this process stops, the same
         call goes on from it.
+    force
+        Replace an output that exists.
     progress
         Show a progress bar.
 
     Returns
     -------
     AnnData or None
-        With `copy`, the new object; else None and `adata` gains what `rvqa.encode` writes and
+        With `copy`, or with a path and no `out`, the new object; else None and `adata`, or the file, gains what
+        `rvqa.encode` writes and
         `obs["rvqa_cell_type"]`, categorical over the labels that occur;
         `obs["rvqa_confidence"]`, float32: probability of that label among the set;
         `obs["rvqa_alternative"]`, categorical: the second likeliest label (absent with one label);
@@ -99,30 +109,55 @@ def annotate(
     if not isinstance(reasoning, int) or reasoning < 0:
         raise InputError(f"reasoning is {reasoning!r}; expected a number of tokens, 0 for none.")
     runs = open_engine(model, engine)
-    codes_NM, alignment = cell_codes(
-        adata, model.cell_tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
-    )
-    score_NC, words = label_scores(
-        model, codes_NM, chosen, engine=runs, reasoning=reasoning, resume=resume, progress=progress
-    )
-    probability_NC = label_probabilities(model, score_NC)
 
-    target = copy_of(adata) if copy else adata
-    write_codes(target, model.cell_tokenizer, codes_NM, key_added)
+    def keys_of(codes_NM: np.ndarray, coverage: dict[str, Any]) -> Keys:
+        score_NC, words = label_scores(
+            model, codes_NM, chosen, engine=runs, reasoning=reasoning, resume=resume, progress=progress
+        )
+        probability_NC = label_probabilities(model, score_NC)
+        obs, obsm = _columns(model, chosen, probability_NC, key_added)
+        if reasoning:
+            obs[f"{key_added}_reasoning"] = np.array(words, dtype=object)
+        obsm |= code_arrays(model.cell_tokenizer, codes_NM, key_added)
+        return Keys(obs, obsm, {"coverage": coverage, "model": model.source, "labels": chosen}, key_added)
+
+    reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
+    if out is not None:
+        if isinstance(adata, AnnData) or copy or key_added != "rvqa":
+            raise InputError("out is for the path of a file, without copy and key_added. Write an AnnData yourself.")
+        path, target = Path(adata), require_copy(adata, out, force=force)
+        with copied(path, target) as root:
+            keys_of(*codes_of_file(path, model.cell_tokenizer, **reading)).add_to_file(root)
+        return None
+    given = in_memory(adata, layer=layer)
+    taken = {"obs": [f"{key_added}_{name}" for name in (*COLUMNS, *(["reasoning"] if reasoning else []))]}
+    require_free(given, key_added, taken | {"obsm": [f"{key_added}_probabilities", *code_names(key_added)]})
+    keys = keys_of(*cell_codes(given, model.cell_tokenizer, **reading))
+    target_cells = copy_of(given) if copy and given is adata else given
+    keys.add_to(target_cells)
+    return target_cells if copy or given is not adata else None
+
+
+COLUMNS = ("cell_type", "confidence", "alternative", "ontology_id")
+"""What `annotate` adds to `obs`, behind its prefix."""
+
+
+def _columns(
+    model: Model, chosen: list[str], probability_NC: np.ndarray, key_added: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Columns of `obs` and arrays of `obsm` that say what cells were called."""
     order_NC = np.argsort(-probability_NC, axis=1, kind="stable")
     names = np.array(chosen, dtype=object)
     terms = np.array([model.card.ontology_ids.get(label, "") for label in chosen], dtype=object)
     best_N = order_NC[:, 0]
-    target.obs[f"{key_added}_cell_type"] = _used(names[best_N], chosen)
-    target.obs[f"{key_added}_confidence"] = probability_NC[np.arange(len(best_N)), best_N]
+    obs: dict[str, Any] = {
+        f"{key_added}_cell_type": _used(names[best_N], chosen),
+        f"{key_added}_confidence": probability_NC[np.arange(len(best_N)), best_N],
+    }
     if len(chosen) > 1:
-        target.obs[f"{key_added}_alternative"] = _used(names[order_NC[:, 1]], chosen)
-    target.obs[f"{key_added}_ontology_id"] = pd.Categorical(terms[best_N])
-    target.obsm[f"{key_added}_probabilities"] = probability_NC
-    if reasoning:
-        target.obs[f"{key_added}_reasoning"] = words
-    record(target, key_added, {"coverage": alignment.report(), "model": model.source, "labels": chosen})
-    return target if copy else None
+        obs[f"{key_added}_alternative"] = _used(names[order_NC[:, 1]], chosen)
+    obs[f"{key_added}_ontology_id"] = pd.Categorical(terms[best_N])
+    return obs, {f"{key_added}_probabilities": probability_NC}
 
 
 def _used(labels_N: np.ndarray, chosen: list[str]) -> pd.Categorical:

@@ -6,12 +6,11 @@ answering; 1 stopped (Ctrl-C), or a fault of rvqa.
 
 import json
 import math
-import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,6 +18,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+import rvqa
 from rvqa.errors import EngineError, InputError, about
 
 app = typer.Typer(
@@ -28,10 +28,42 @@ app = typer.Typer(
     help="Single cells as ten tokens that a language model reads and writes.",
 )
 
-CellsIn = Annotated[Path, typer.Argument(help="Cells to read: .h5ad with raw counts.", show_default=False)]
+
+def _version(*, asked: bool) -> None:
+    if asked:
+        print(f"rvqa {rvqa.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=lambda asked: _version(asked=asked), is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Single cells as ten tokens that a language model reads and writes."""
+
+
+CellsIn = Annotated[
+    Path,
+    typer.Argument(
+        help="Cells to read, raw counts: .h5ad, .zarr, .h5mu, 10x's .h5 or a folder with matrix.mtx.",
+        show_default=False,
+    ),
+]
 ModelIn = Annotated[Path, typer.Option("--model", "-m", help="Model directory, as `rvqa fit` writes it.")]
 FileOut = Annotated[Path, typer.Option("--output", "-o", help="File to write (.h5ad).")]
-Layer = Annotated[str | None, typer.Option(help="Where the counts are: a layer, or `raw`. Default: X.")]
+Layer = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Where the counts are: X, a layer, raw, or NAME=FILE for one of several files (may be repeated). "
+        "Default: auto, which is X or, where X holds no raw counts, the one place that does."
+    ),
+]
 LibrarySize = Annotated[str | None, typer.Option(help="obs column with every cell's total counts over all genes.")]
 Recover = Annotated[bool, typer.Option("--recover", help="Turn log1p values back into counts, if they prove them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
@@ -52,7 +84,9 @@ def fit(
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     labels: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
     condition: Annotated[str | None, typer.Option(help="obs column with perturbations.")] = None,
-    control: Annotated[str | None, typer.Option(help="Value of --condition for control cells.")] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(help="Value of --condition for control cells; may be repeated.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Pretrained causal language model to continue from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the language model; default in docs.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
@@ -63,18 +97,20 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Make a model from labelled reference cells, in minutes on a laptop."""
-    from rvqa.files import read_h5ad
+    from rvqa.atlas.sources import Layers, read_cells
     from rvqa.model import require_new_directory
     from rvqa.training.fit import fit_files, settings_for
 
     require_new_directory(output, force=force)
+    where = Layers.of(layer or [], references)
+    layers = [where.layer(path) for path in references]
     model = fit_files(
-        [read_h5ad(path) for path in references],
+        [read_cells(path, layer=own) for path, own in zip(references, layers, strict=True)],
         names=[path.name for path in references],
         labels=labels,
         condition=condition,
         control=control,
-        layer=layer,
+        layer=layers,
         library_size_key=library_size_key,
         recover=recover,
         base=base,
@@ -82,6 +118,9 @@ def fit(
         progress=not quiet,
     )
     model.save_pretrained(output, force=force)
+    for reference in model.card.training["references"]:
+        _print_places(reference["name"], reference)
+    print(model.card.training["genes"])
     print(f"{output}: {len(model.card.labels)} labels, {len(model.card.perturbations)} perturbations")
 
 
@@ -93,9 +132,15 @@ def fit_tokenizer(
     labels: Annotated[str, typer.Option(help="obs column with cell types, where there is one.")] = "cell_type",
     donor: Annotated[str, typer.Option(help="obs column with donors, where there is one.")] = "donor",
     condition: Annotated[str, typer.Option(help="obs column with perturbations, where there is one.")] = "condition",
-    control: Annotated[str, typer.Option(help="Its values for control cells, separated by commas.")] = "control,ctrl",
-    held_out: Annotated[str | None, typer.Option(help="Donors whose cells enter nothing, separated by commas.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Donors whose cells choose the best epoch.")] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(help="Its value for control cells; may be repeated. Default: control, ctrl.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="Donor whose cells enter nothing; may be repeated.")
+    ] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="Donor whose cells choose the best epoch; may be repeated.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs at most; default by preset.", min=2)] = None,
     patience: Annotated[int, typer.Option(help="Epochs without a better one that end the fit; 0: none.", min=0)] = 0,
     likelihood: Annotated[str, typer.Option(help="poisson, negative_binomial or mse.")] = "poisson",
@@ -111,6 +156,7 @@ def fit_tokenizer(
     """Fit a cell tokenizer alone, without a language model; under torchrun on several processes."""
     from dataclasses import replace
 
+    from rvqa.atlas.sources import Layers
     from rvqa.training.tokenizer_files import fit_tokenizer_files
     from rvqa.training.tokenizer_settings import preset as settings_of
 
@@ -130,10 +176,10 @@ def fit_tokenizer(
         labels=labels,
         donor=donor,
         condition=condition,
-        control=_names(control),
-        held_out=_names(held_out),
-        validation=_names(validation),
-        layer=layer,
+        control=control or ("control", "ctrl"),
+        held_out=held_out or (),
+        validation=validation or (),
+        layer=Layers.of(layer or [], files),
         checkpoint=checkpoint,
         device=device,
         force=force,
@@ -142,6 +188,8 @@ def fit_tokenizer(
     if as_json:
         _print_json(facts)
     else:
+        for name, file in facts["files"].items():
+            _print_places(name, file)
         print(
             f"{output}: {facts['genes']:,} genes, {facts['cells']['fit']:,} cells fitted in "
             f"{facts['fit_seconds']:.0f} s, {facts['peak_memory_gib']:.1f} GiB at most"
@@ -154,10 +202,13 @@ app.add_typer(evaluate_app, name="evaluate")
 
 @evaluate_app.command("tokenizer")
 def evaluate_tokenizer(
-    model: Annotated[Path, typer.Argument(help="Tokenizer directory, as `rvqa fit-tokenizer` writes it.")],
+    model: Annotated[Path, typer.Argument(help="Directory that `rvqa fit-tokenizer` or `rvqa fit` wrote.")],
     data: Annotated[list[Path], typer.Option("--data", help="Files or folders, those of the fit among them.")],
     continuous: Annotated[
         Path | None, typer.Option(help="Directory of a fit with --continuous, for the variance that codes keep.")
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="Table of cells and roles (.parquet) of the fit, where MODEL holds none.")
     ] = None,
     labels: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
     donor: Annotated[str, typer.Option(help="obs column with donors.")] = "donor",
@@ -169,6 +220,7 @@ def evaluate_tokenizer(
     as_json: AsJson = False,
 ) -> None:
     """Measure a tokenizer: codes in use, meaning, hierarchy, depth, panels, decoded populations."""
+    from rvqa.atlas.sources import Layers
     from rvqa.evaluation.tokenizer import evaluate_directory, text
     from rvqa.files import require_writable
 
@@ -180,7 +232,15 @@ def evaluate_tokenizer(
             print(f"rvqa: {what}", file=sys.stderr)
 
     result = evaluate_directory(
-        model, data, continuous=continuous, labels=labels, donor=donor, layer=layer, seed=seed, say=say
+        model,
+        data,
+        continuous=continuous,
+        split=split,
+        labels=labels,
+        donor=donor,
+        layer=Layers.of(layer or [], data),
+        seed=seed,
+        say=say,
     )
     if report is not None:
         from rvqa.report import command_line
@@ -197,13 +257,15 @@ def evaluate_tokenizer(
 def encode(
     cells: Annotated[
         list[Path],
-        typer.Argument(help="Cells to read: .h5ad files or .zarr stores with raw counts.", show_default=False),
+        typer.Argument(
+            help="Cells to read, raw counts: .h5ad, .zarr, .h5mu, 10x's .h5 or folders.", show_default=False
+        ),
     ],
     model: ModelIn,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="To write: .rvq, .zarr, .parquet, or .h5ad (a copy with codes).")
     ],
-    obs: Annotated[str | None, typer.Option(help="obs columns to carry along, separated by commas.")] = None,
+    obs: Annotated[list[str] | None, typer.Option(help="obs column to carry along; may be repeated.")] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Write codes into the .h5ad file that is read.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add the cells to those of an output that exists.")] = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
@@ -224,36 +286,40 @@ def encode(
     as_json: Annotated[bool, typer.Option("--json", help="Progress and result as lines of JSON.")] = False,
 ) -> None:
     """Tokenize cells, of files of any size; a stopped run goes on where it was."""
-    import rvqa
-    from rvqa.files import DIAGNOSED, read_h5ad, require_writable, write_h5ad
+    from rvqa.atlas.sources import Layers, expand, obs_of
+    from rvqa.obs import split_names
 
-    elsewhere = in_place or append or scheduler or obs or device != "cpu"
-    alone = len(cells) == 1 and output.suffix == ".h5ad" and not elsewhere
-    if (recover or recon_error) and not alone:
-        raise InputError("--recover and --recon-error are for one .h5ad file that fits in memory, to .h5ad.")
-    small = not os.path.isfile(cells[0]) or os.path.getsize(cells[0]) <= DIAGNOSED
-    if alone and (recover or recon_error or small):
-        require_writable(output, force=force, inputs=[cells[0]])
-        adata, loaded = read_h5ad(cells[0]), rvqa.load(model)
-        with about(cells[0]):
-            rvqa.encode(
-                adata, loaded, layer=layer, library_size_key=library_size_key, recover=recover, recon_error=recon_error
-            )
-        write_h5ad(adata, output, force=force)
-        _print_coverage(adata)
-        print(f"{output}: codes of {adata.n_obs:,} cells")
+    files = expand(cells)
+    layers = Layers.of(layer or [], files)
+    if recover or recon_error:
+        from rvqa.codes import encode_in_memory
+
+        if len(cells) > 1 or in_place or append or scheduler or obs or device != "cpu":
+            raise InputError("--recover and --recon-error are for one file that fits in memory, to .h5ad.")
+        loaded = rvqa.load(model, weights=False)
+        reading = {"layer": layers, "library_size_key": library_size_key, "recover": recover}
+        keys = encode_in_memory(
+            cells[0],
+            loaded.cell_tokenizer,
+            output,
+            recon_error=recon_error,
+            source=loaded.source,
+            force=force,
+            **reading,
+        )
+        _print_coverage(keys.facts["coverage"])
+        print(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
         return
     from rvqa.atlas.cluster import local_cluster
     from rvqa.atlas.outputs import require_output
     from rvqa.atlas.progress import Progress
     from rvqa.atlas.run import Settings, encode_files
-    from rvqa.atlas.sources import expand
-    from rvqa.genes import coverage_sentence
     from rvqa.model import load_tokenizer
 
-    require_output(output, expand(cells), force=force or append, in_place=in_place)
+    require_output(output, files, force=force or append, in_place=in_place)
     tokenizer = load_tokenizer(model)
-    settings = Settings(layer, library_size_key, tuple(_names(obs)))
+    known = obs_of(str(files[0])).names if obs else ()
+    settings = Settings(layers, library_size_key, tuple(split_names(obs or (), known)))
     with (
         Progress(show=not quiet, lines=sys.stdout if as_json else None) as shown,
         local_cluster(scheduler, threads) as cluster,
@@ -277,11 +343,7 @@ def encode(
         _print_json(facts)
         return
     for name, report in facts["coverage"].items():
-        print(
-            f"genes: {coverage_sentence(report)}"
-            if len(facts["coverage"]) == 1
-            else f"{name}: {coverage_sentence(report)}"
-        )
+        _print_coverage(report, "" if len(facts["coverage"]) == 1 else name)
     print(f"{output}: codes of {facts['cells']:,} cells")
 
 
@@ -290,27 +352,32 @@ def decode(
     cells: Annotated[Path, typer.Argument(help=".h5ad with obsm rvqa_codes, as `rvqa encode` writes it.")],
     model: ModelIn,
     output: FileOut,
-    genes: Annotated[str | None, typer.Option(help="Symbols, separated by commas; default: all of the model.")] = None,
+    genes: Annotated[
+        list[str] | None, typer.Option(help="Symbol to decode; may be repeated. Default: all of the model.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Expected expression of codes, in counts per 10,000."""
     import pandas as pd
     from anndata import AnnData
 
-    import rvqa
-    from rvqa.files import read_h5ad, require_writable, write_h5ad
+    from rvqa.atlas.keys import storable
+    from rvqa.atlas.sources import read_results
+    from rvqa.files import require_writable, write_h5ad
+    from rvqa.obs import split_names
 
     require_writable(output, force=force, inputs=[cells])
-    adata = read_h5ad(cells)
+    adata = read_results(cells)
     if "rvqa_codes" not in adata.obsm:
         raise InputError(
             f"{cells} has no codes (obsm['rvqa_codes']). Make them with `rvqa encode`, and give its output."
         )
     loaded = rvqa.load(model)
-    names = [name.strip() for name in genes.split(",")] if genes else list(loaded.cell_tokenizer.axis.symbols)
+    symbols = loaded.cell_tokenizer.axis.symbols
+    names = split_names(genes, symbols) if genes else list(symbols)
     with about(cells):
         expression = rvqa.decode(adata.obsm["rvqa_codes"], loaded, genes=names)
-    decoded = AnnData(X=expression, obs=adata.obs, var=pd.DataFrame(index=names))
+    decoded = AnnData(X=expression, obs=storable(adata.obs), var=pd.DataFrame(index=names))
     decoded.uns["rvqa"] = {"version": rvqa.__version__, "model": loaded.source, "X": "expected counts per 10,000"}
     write_h5ad(decoded, output, force=force)
     print(f"{output}: {decoded.n_obs:,} cells x {decoded.n_vars:,} genes")
@@ -322,12 +389,16 @@ def annotate(
     model: ModelIn,
     output: FileOut,
     labels: Annotated[
-        str | None, typer.Option(help="Labels to choose from, separated by commas; default: all.")
+        list[str] | None, typer.Option(help="Label to choose from; may be repeated. Default: all.")
     ] = None,
     engine: EngineOption = "hf",
     reasoning: Annotated[int, typer.Option(help="Tokens of evidence to write before each label.", min=0)] = 0,
     report: ReportOut = None,
     truth: Annotated[str | None, typer.Option(help="obs column of known types that the report compares with.")] = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(help="JSON or two columns (.csv, .tsv): names of known types, and those of the model for them."),
+    ] = None,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
     recover: Recover = False,
@@ -335,41 +406,51 @@ def annotate(
     quiet: Quiet = False,
 ) -> None:
     """Annotate cells with cell types: adds obs rvqa_cell_type and rvqa_confidence, and the codes."""
-    import rvqa
-    from rvqa.files import read_h5ad, require_writable, write_h5ad
-    from rvqa.obs import labels_of
+    from rvqa.atlas.keys import require_copy
+    from rvqa.atlas.sources import Layers, layer_of, obs_of, read_results
+    from rvqa.evaluation.label_names import read_label_map
+    from rvqa.files import require_writable
+    from rvqa.obs import split_names
     from rvqa.serving.engine import open_engine
 
-    require_writable(output, force=force, inputs=[cells])
+    require_copy(cells, output, force=force)
     if report is not None:
         require_writable(report, force=force, suffix=".html")
     elif truth is not None:
         raise InputError("--truth compares in the report, and there is none. Add --report FILE.html.")
-    adata = read_h5ad(cells)
     if truth is not None:
-        labels_of(adata, truth)
+        with about(cells):
+            obs_of(cells).require(truth)
+    if label_map is not None:
+        if truth is None:
+            raise InputError("--label-map names known types, and there are none. Add --truth COLUMN.")
+        read_label_map(label_map)
     loaded = rvqa.load(model, weights=engine == "hf")
     runs = open_engine(loaded, engine)
     with about(cells), _kept_replies(output, engine) as resume:
         rvqa.annotate(
-            adata,
+            cells,
             loaded,
-            labels=[label.strip() for label in labels.split(",")] if labels else None,
+            out=output,
+            labels=split_names(labels, loaded.card.labels) if labels else None,
             engine=runs,
             reasoning=reasoning,
             resume=resume,
-            layer=layer,
+            layer=layer_of(Layers.of(layer or [], [cells]), cells),
             library_size_key=library_size_key,
             recover=recover,
+            force=force,
             progress=not quiet,
         )
-        write_h5ad(adata, output, force=force)
-    _print_coverage(adata)
+    adata = read_results(output)
+    _print_coverage(adata.uns["rvqa"]["coverage"])
     if report is not None:
         from rvqa.report import annotation_report, command_line
 
         title = f"Cell types of {cells.name}"
-        annotation_report(adata, report, title=title, truth=truth, command=command_line(), force=force)
+        annotation_report(
+            adata, report, title=title, truth=truth, label_map=label_map, command=command_line(), force=force
+        )
     for name, count in adata.obs["rvqa_cell_type"].value_counts().items():
         confidence = adata.obs["rvqa_confidence"][adata.obs["rvqa_cell_type"] == name].median()
         print(f"{name:30s} {count:8,d} cells  median confidence {confidence:.2f}")
@@ -395,21 +476,24 @@ def perturb(
     quiet: Quiet = False,
 ) -> None:
     """Predict what control cells look like under a perturbation, with counts."""
-    import rvqa
-    from rvqa.files import read_h5ad, require_writable, write_h5ad
+    from rvqa.atlas.keys import storable
+    from rvqa.atlas.sources import Layers, layer_of, read_cells
+    from rvqa.files import require_writable, write_h5ad
     from rvqa.serving.engine import open_engine
 
     require_writable(output, force=force, inputs=[cells])
     if report is not None:
         require_writable(report, force=force, suffix=".html")
-    adata, loaded = read_h5ad(cells), rvqa.load(model, weights=engine == "hf")
+    own = layer_of(Layers.of(layer or [], [cells]), cells)
+    adata, loaded = read_cells(cells, layer=own), rvqa.load(model, weights=engine == "hf")
+    adata.obs = storable(adata.obs)
     runs = open_engine(loaded, engine)
     columns: dict[str, Any] = {
         "cell_type_key": cell_type_key,
         "control_key": control_key,
         "control_value": control_value,
     }
-    reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
+    reading: dict[str, Any] = {"layer": own, "library_size_key": library_size_key, "recover": recover}
     with about(cells), _kept_replies(output, engine) as resume:
         predicted = rvqa.perturb(
             adata,
@@ -424,7 +508,7 @@ def perturb(
             **reading,
         )
         write_h5ad(predicted, output, force=force)
-    _print_coverage(predicted)
+    _print_coverage(predicted.uns["rvqa"]["coverage"])
     if report is not None:
         from rvqa.report import command_line, perturbation_report
 
@@ -441,7 +525,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")] = Path(
         "demo-output/model"
     ),
-    seed: Annotated[int, typer.Option(help="Same seed, same numbers.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -508,16 +592,23 @@ def _kept_replies(output: Path, engine: str) -> Iterator[Path | None]:
     resumable.remove(kept)
 
 
-def _names(given: str | None) -> list[str]:
-    """Names separated by commas."""
-    return [name.strip() for name in given.split(",") if name.strip()] if given else []
-
-
-def _print_coverage(adata: Any) -> None:
-    """Print one line on how the genes of a file met those of the model."""
+def _print_coverage(report: Mapping[str, Any], name: str = "") -> None:
+    """Print one line on how the genes of a file met those of the model, and where its counts were if not in X."""
     from rvqa.genes import coverage_sentence
 
-    print(f"genes: {coverage_sentence(adata.uns['rvqa']['coverage'])}")
+    print(f"{name or 'genes'}: {coverage_sentence(report)}")
+    if report.get("counts_from", "X") != "X":
+        print(f"{f'{name} ' if name else ''}counts: from {report['counts_from']}")
+
+
+def _print_places(name: str, file: Mapping[str, Any]) -> None:
+    """Print where the counts of a file were, if not in X, and what was left out of it."""
+    from rvqa.features import left_out_sentence
+
+    said = [f"counts from {file['counts_from']}"] * (file["counts_from"] != "X")
+    said += [left_out_sentence(file["left_out"])] * bool(file["left_out"])
+    if said:
+        print(f"{name}: {'; '.join(said)}")
 
 
 class _Stopped(BaseException):

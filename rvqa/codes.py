@@ -3,7 +3,8 @@
 N cells, M levels (8), D latent width, G genes of the model's axis.
 """
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-import rvqa
 from rvqa import counts as counting
-from rvqa.errors import InputError
+from rvqa.atlas.keys import Keys, copied, require_copy, require_free
+from rvqa.atlas.sources import Layers, layer_of, read_cells
+from rvqa.errors import InputError, about
 from rvqa.genes import GeneAlignment, align, refuse_transposed
 from rvqa.model import Model
 from rvqa.tokenizer import CellTokenizer
@@ -47,17 +49,19 @@ def encode(
     Parameters
     ----------
     adata
-        Raw counts, cells by genes, named by symbols or Ensembl ids in any order. With `out` also a path of an `.h5ad`
-        or `.zarr` file, a pattern, or a list of these, whose genes may differ; a backed or lazy AnnData is read part by
+        Raw counts, cells by genes, named by symbols or Ensembl ids in any order; or the path of an `.h5ad`, `.zarr`,
+        `.h5mu` or Cell Ranger `.h5` file or of a folder of Matrix Market files, which is read into memory. With `out`
+        also a pattern, or a list of these, whose genes may differ; they, and a backed or lazy AnnData, are read part by
         part.
     model
         From `rvqa.load`, or a `CellTokenizer` alone.
     out
-        File to write: `.rvq` (5 bytes a cell), `.zarr`, `.parquet`, or `.h5ad` for a copy of one `.h5ad` file with the
-        keys below. Memory does not grow with the number of cells. A run that was stopped goes on where it was when it
+        File to write: `.rvq` (5 bytes a cell), `.zarr`, `.parquet`, or `.h5ad` for a copy of one file with the keys
+        below. Memory does not grow with the number of cells. A run that was stopped goes on where it was when it
         is started again with the same arguments, and gives the same bytes.
     layer
-        Where the counts are: a key of `adata.layers`, or "raw" for `adata.raw`; `X` by default.
+        Where the counts are: a key of `adata.layers`, or "raw" for `adata.raw`; `X` by default; "auto" for `X` or,
+        where that holds no raw counts, the one place that does.
     library_size_key
         Column of `adata.obs` with every cell's total counts over all genes, for files cut to a few genes; by default
         the sum of the stored counts over the share of all counts that these genes take in the cells of the fit.
@@ -67,11 +71,12 @@ def encode(
         Also write how badly each cell's codes explain its counts, to find doublets, empty droplets and types that the
         model never saw. Takes far longer than the codes: every gene is decoded.
     key_added
-        Prefix of the keys written.
+        Prefix of the keys written; refused where the user keeps something else under such a key.
     copy
         Return a changed copy and leave `adata` as it is.
     obs, threads, cluster, force, in_place, append, device, progress
-        With `out`: columns of `obs` to carry along; threads that read and encode (two a core by default);
+        With `out`: columns of `obs` to carry along (one that is called `cell`, `file` or `code_1` as `obs_cell` and so
+        on: these names are those of the store); threads that read and encode (two a core by default);
         `dask.distributed.Client` or address of a scheduler whose workers do the work; replace an output that exists;
         write codes into the `.h5ad` file that is read, by copy and rename; add the cells to those of an output that
         exists, as if all had been encoded in one run; "cpu" or "cuda"; show progress.
@@ -79,8 +84,8 @@ def encode(
     Returns
     -------
     AnnData, Codes or None
-        With `out`, what `rvqa.open_codes` opens (None for `.h5ad`). With `copy`, the new object; else None and `adata`
-        gains
+        With `out`, what `rvqa.open_codes` opens (None for `.h5ad`). With `copy` or a path, the new object; else None
+        and `adata` gains
         `obsm["rvqa_codes"]`, uint8 [N, 8]: code of each level; the first is the broadest;
         `obsm["X_rvqa"]`, float32 [N, D]: quantized latent, for neighbours and UMAP;
         `uns["rvqa"]`: gene coverage and the model it came from;
@@ -99,9 +104,14 @@ def encode(
     >>> sc.pp.neighbors(adata, use_rep="X_rvqa")  # doctest: +SKIP
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
+    source = getattr(model, "source", "")
+    reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
     if out is not None:
-        if recover or recon_error or copy or key_added != "rvqa":
-            raise InputError("recover, recon_error, copy and key_added are for cells in memory: leave out= away.")
+        if copy or key_added != "rvqa":
+            raise InputError("copy and key_added are for cells in memory: leave out= away.")
+        if recover or recon_error:
+            encode_in_memory(adata, tokenizer, out, recon_error=recon_error, source=source, force=force, **reading)
+            return None
         from rvqa.atlas.codes import open_codes
         from rvqa.atlas.progress import Progress
         from rvqa.atlas.run import Settings, encode_files
@@ -120,22 +130,68 @@ def encode(
                 append=append,
                 device=device,
                 progress=shown,
-                model=getattr(model, "source", ""),
+                model=source,
             )
         return None if Path(out).suffix == ".h5ad" else open_codes(out)
-    if not isinstance(adata, AnnData):
-        raise InputError(f"Cells in memory are an AnnData, not {type(adata).__name__}. For files pass out= as well.")
-    counts, alignment, library_size = read_cells(
-        adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
-    )
-    codes_NM = tokenizer.encode(counts, alignment, library_size)
-    error_N = tokenizer.recon_error(counts, alignment, library_size, codes_NM) if recon_error else None
-    target = copy_of(adata) if copy else adata
-    write_codes(target, tokenizer, codes_NM, key_added)
-    if error_N is not None:
-        target.obs[f"{key_added}_recon_error"] = error_N
-    record(target, key_added, {"coverage": alignment.report(), "model": getattr(model, "source", "")})
-    return target if copy else None
+    given = in_memory(adata, layer=layer)
+    obs_names = [f"{key_added}_recon_error"] if recon_error else []
+    require_free(given, key_added, {"obs": obs_names, "obsm": code_names(key_added)})
+    keys = code_keys(given, tokenizer, recon_error=recon_error, source=source, key_added=key_added, **reading)
+    target = copy_of(given) if copy and given is adata else given
+    keys.add_to(target)
+    return target if copy or given is not adata else None
+
+
+def encode_in_memory(
+    given: Any,
+    tokenizer: CellTokenizer,
+    out: str | Path,
+    *,
+    recon_error: bool,
+    source: str,
+    force: bool,
+    **reading: Any,
+) -> Keys:
+    """Write a copy of one file with its codes; for what takes all of its cells at once.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Anything but the path of one file to `.h5ad`, or as for `encode`.
+    """
+    path = given[0] if isinstance(given, list | tuple) and len(given) == 1 else given
+    if not isinstance(path, str | Path) or Path(out).suffix != ".h5ad":
+        raise InputError(
+            "recover and recon_error (--recover, --recon-error) are for one file that fits in memory, to .h5ad, or for "
+            "an AnnData: leave out= away."
+        )
+    target = require_copy(path, out, force=force)
+    own = {**reading, "layer": layer_of(reading["layer"], path)}
+    with about(path):
+        adata = read_cells(path, layer=own["layer"])
+        with copied(Path(path), target) as root:
+            keys = code_keys(adata, tokenizer, recon_error=recon_error, source=source, **own)
+            keys.add_to_file(root)
+    return keys
+
+
+def code_keys(
+    adata: AnnData,
+    tokenizer: CellTokenizer,
+    *,
+    recon_error: bool = False,
+    source: str = "",
+    key_added: str = "rvqa",
+    **reading: Any,
+) -> Keys:
+    """What `encode` adds to the cells of an AnnData; arguments as there."""
+    cells, alignment, library_size = cells_on_axis(adata, tokenizer, **reading)
+    codes_NM = tokenizer.encode(cells.counts, alignment, library_size)
+    obs = {}
+    if recon_error:
+        obs[f"{key_added}_recon_error"] = tokenizer.recon_error(cells.counts, alignment, library_size, codes_NM)
+    facts = {"coverage": coverage_of(cells, alignment), "model": source}
+    return Keys(obs, code_arrays(tokenizer, codes_NM, key_added), facts, key_added)
 
 
 def decode(
@@ -204,6 +260,24 @@ def decode(
     return tokenizer.sample(array, np.broadcast_to(sizes, len(array)), seed=seed, genes=genes, levels=levels)
 
 
+def in_memory(given: Any, *, layer: str | None) -> AnnData:
+    """An AnnData as it is, or what is in the file of a path.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Neither, or a file that cannot be read.
+    """
+    if isinstance(given, AnnData):
+        return given
+    if isinstance(given, str | Path):
+        return read_cells(given, layer=layer, whole=True)
+    raise InputError(
+        f"Cells in memory are an AnnData or the path of one file, not {type(given).__name__}. For several files pass "
+        "out= as well."
+    )
+
+
 def cell_codes(
     adata: AnnData,
     tokenizer: CellTokenizer,
@@ -211,29 +285,61 @@ def cell_codes(
     layer: str | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
-) -> tuple[np.ndarray, GeneAlignment]:
-    """Codes uint8 [N, M] of the cells of a file, and how its genes met the axis."""
-    counts, alignment, library_size = read_cells(
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Codes uint8 [N, M] of the cells of a file, and `coverage_of` its genes."""
+    cells, alignment, depth_N = cells_on_axis(
         adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
     )
-    return tokenizer.encode(counts, alignment, library_size), alignment
+    return tokenizer.encode(cells.counts, alignment, depth_N), coverage_of(cells, alignment)
 
 
-def read_cells(
+def codes_of_file(
+    path: Path,
+    tokenizer: CellTokenizer,
+    *,
+    layer: str | Layers | None = None,
+    library_size_key: str | None = None,
+    recover: bool = False,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """`cell_codes` of a file that is read part by part; to recover counts it must fit in memory."""
+    if recover:
+        own = layer_of(layer, path)
+        with about(path):
+            adata = read_cells(path, layer=own)
+            return cell_codes(adata, tokenizer, layer=own, library_size_key=library_size_key, recover=True)
+    from rvqa.atlas.run import Encoder, Settings, default_threads, encode_tasks
+
+    parts: list[np.ndarray] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Settings(layer, library_size_key)
+        encoder = Encoder([path], tokenizer, settings, device="cpu", scratch=Path(scratch))
+        encode_tasks(
+            encoder, encoder.tasks(), lambda task, codes, table: parts.append(codes), threads=default_threads()
+        )
+    return np.concatenate(parts), encoder.coverage[0]
+
+
+def cells_on_axis(
     adata: AnnData,
     tokenizer: CellTokenizer,
     *,
     layer: str | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
-) -> tuple[sp.csr_matrix, GeneAlignment, np.ndarray]:
+) -> tuple[counting.CellCounts, GeneAlignment, np.ndarray]:
     """Counts of a file, how its genes meet the axis, and depth; of a transposed file, refuse just that."""
     try:
         cells = counting.read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
-        return cells.counts, align(cells.var, tokenizer.axis), tokenizer.shares.depth(cells)
+        alignment = align(cells.var, tokenizer.axis, left_out=cells.left_out)
+        return cells, alignment, tokenizer.shares.depth(cells)
     except InputError:
         refuse_transposed(adata, tokenizer.axis)
         raise
+
+
+def coverage_of(cells: counting.CellCounts, alignment: GeneAlignment) -> dict[str, Any]:
+    """How the genes of a file met those of a model, and where its counts were, for `uns`."""
+    return alignment.report() | {"counts_from": cells.place}
 
 
 def copy_of(adata: AnnData) -> AnnData:
@@ -241,14 +347,11 @@ def copy_of(adata: AnnData) -> AnnData:
     return adata.to_memory() if adata.isbacked else adata.copy()
 
 
-def write_codes(adata: AnnData, tokenizer: CellTokenizer, codes_NM: np.ndarray, key_added: str) -> None:
-    """Put codes and quantized latents where the contract says."""
-    adata.obsm[f"{key_added}_codes"] = codes_NM
-    adata.obsm[f"X_{key_added}"] = tokenizer.quantized_latent(codes_NM)
+def code_names(key_added: str) -> list[str]:
+    """Names in `obsm` of codes and of quantized latents."""
+    return [f"{key_added}_codes", f"X_{key_added}"]
 
 
-def record(adata: AnnData, key_added: str, facts: dict[str, Any]) -> None:
-    """Add facts to `uns[key_added]`, which says where results come from; in place of what is no mapping."""
-    earlier = adata.uns.get(key_added)
-    kept = earlier if isinstance(earlier, Mapping) else {}
-    adata.uns[key_added] = {**kept, "version": rvqa.__version__, **facts}
+def code_arrays(tokenizer: CellTokenizer, codes_NM: np.ndarray, key_added: str = "rvqa") -> dict[str, np.ndarray]:
+    """Codes and quantized latents under the names that the contract says."""
+    return dict(zip(code_names(key_added), (codes_NM, tokenizer.quantized_latent(codes_NM)), strict=True))

@@ -6,7 +6,7 @@ holds it exactly). What does not pass is labelled, so that the refusal can say w
     EMPTY        no cells, no genes, or nothing but zeros
     JUNK         NaN or Inf; not a number; above 2^24; nearly integers
     SCALED       a negative value (sc.pp.scale, regress_out, ComBat)
-    COUNTS       every value is an integer
+    COUNTS       every value is an integer; `rvqa.integers` then doubts those that were never counted
     LOG1P        1 < max <= MAX_LOG, and after expm1 rows sum to one total or are whole numbers times a factor
     NORMALISED   rows sum to one total or are whole numbers times a factor
     otherwise    NORMALISED (corrected, estimated) above MAX_LOG or if most are integers; LOG1P above 1; JUNK below
@@ -17,14 +17,18 @@ deterministic): they decide the wording, never the acceptance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from rvqa.errors import InputError
+from rvqa.errors import InputError, InputWarning
+from rvqa.features import gene_features
+from rvqa.integers import doubt
 from rvqa.obs import cell_names, nearest, quoted, total_counts
 from rvqa.recovery import common_total, recover_counts, whole_multiples
 
@@ -36,7 +40,11 @@ TARGET_SUM = 1e4  # expression is log1p of counts per 10,000, everywhere
 MAX_COUNT = 2**24  # float32 holds every integer up to here
 MAX_LOG = 20.0  # log2(1 + 1e6) = 19.9: no log-transformed expression is larger
 NEARLY = 1e-3  # non-integers all closer than this to an integer are counts that went through floating point
-_SAMPLED_ROWS, _LOG_ROWS, _SCAN_BLOCK = 512, 1024, 1 << 18
+_SAMPLED_ROWS, _SAMPLED_RUNS, _LOG_ROWS, _SCAN_BLOCK = 512, 16, 1024, 1 << 18
+AUTO = "auto"
+"""The layer that stands for X or, where X holds no raw counts, the place that does."""
+_USUAL = ("counts", "raw_counts", "count", "counts_raw", "raw", "umi", "umis", "umi_counts")
+_PARTIAL = ("spliced", "unspliced", "ambiguous", "spanning")  # of RNA velocity: integers, but not all of a cell's
 
 
 class MatrixKind(Enum):
@@ -86,7 +94,8 @@ def raw_counts(adata: AnnData, *, layer: str | None = None, recover: bool = Fals
     adata
         Cells by genes, not changed. Dense, any scipy sparse matrix or array, backed or Dask (read into memory).
     layer
-        None for `X`, a key of `adata.layers`, or "raw" for `adata.raw.X` (unless a layer is itself called "raw").
+        None or "X" for `X`, a key of `adata.layers`, "raw" for `adata.raw.X` (unless a layer is itself called so), or
+        "auto": `X`, or where that holds no raw counts the place that does (`find_counts`).
     recover
         Turn log1p-normalised values back into counts where `rvqa.recovery` proves them.
 
@@ -96,14 +105,15 @@ def raw_counts(adata: AnnData, *, layer: str | None = None, recover: bool = Fals
         As `canonical_csr`, floats as float32 (exact). It may share memory with `adata`: do not write into it. Cells
         without counts pass and are refused by `library_size`; an unknown layer or other values are an `InputError`.
     """
-    return counts_and_var(adata, layer=layer, recover=recover)[0]
+    return _read(adata, layer, None, recover=recover).counts
 
 
 def counts_and_var(
     adata: AnnData, *, layer: str | None = None, recover: bool = False
 ) -> tuple[sp.csr_matrix, pd.DataFrame]:
     """Return `raw_counts` and the table of genes of its columns: `adata.var`, or `adata.raw.var` for layer="raw"."""
-    return _read(adata, layer, None, recover=recover)[:2]
+    found = _read(adata, layer, None, recover=recover)
+    return found.counts, found.var
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,46 +123,140 @@ class CellCounts:
     Attributes
     ----------
     counts
-        As `raw_counts`, CSR [N, genes of the file].
+        As `raw_counts`, CSR [N, genes of the file]; features that are not genes are left out.
     var
-        Table of their genes: `adata.var`, or `adata.raw.var` for layer="raw".
+        Table of their genes: of `adata.var`, or of `adata.raw.var` for layer="raw".
     library_size
         Total counts, float64 [N].
     given
         Whether the file says `library_size`, in a column or by what its values were normalised with; else it is the sum
         of the stored counts, of which a file cut to a panel has lost most (`rvqa.depth`).
+    place
+        Where the counts were: "X", "raw.X" or "layers['...']".
+    left_out
+        Number of features of each kind that are not genes.
     """
 
     counts: sp.csr_matrix
     var: pd.DataFrame
     library_size: np.ndarray
     given: bool
+    place: str = "X"
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_counts(
-    adata: AnnData, *, layer: str | None = None, library_size_key: str | None = None, recover: bool = False
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+    recover: bool = False,
+    part: bool = False,
 ) -> CellCounts:
-    """Return `counts_and_var` and `library_size`; recovered counts bring the one they were normalised with."""
-    counts, var, recovered = _read(adata, layer, library_size_key, recover=recover)
-    stored = library_size(adata, counts, key=library_size_key)
-    total = stored if recovered is None else recovered
-    return CellCounts(counts, var, total, library_size_key is not None or not np.array_equal(total, stored))
+    """Return `counts_and_var` and `library_size`; recovered counts bring the one they were normalised with.
+
+    `part` says that the cells are some of a file that was looked at before: what only many cells tell is not asked.
+    """
+    found = _read(adata, layer, library_size_key, recover=recover, part=part)
+    stored = library_size(adata, found.counts, key=library_size_key)
+    total = stored if found.recovered is None else found.recovered
+    given = library_size_key is not None or not np.array_equal(total, stored)
+    return CellCounts(found.counts, found.var, total, given, found.place, found.left_out)
 
 
-def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool) -> tuple[Any, pd.DataFrame, Any]:
+@dataclass(frozen=True, eq=False)
+class _Found:
+    counts: sp.csr_matrix
+    var: pd.DataFrame
+    place: str
+    left_out: Mapping[str, int]
+    recovered: np.ndarray | None = None
+    """Library sizes that recovered counts were normalised with."""
+
+
+def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool, part: bool = False) -> _Found:
     name, stored, var = _select(adata, layer)
     matrix = _in_memory(stored)
     matrix = canonical_csr(matrix) if sp.issparse(matrix) else matrix
+    genes, left_out = gene_features(var)
+    if left_out:
+        matrix, var = matrix[:, genes], var[genes]
     facts = inspect_matrix(matrix)
     if facts.kind is not MatrixKind.COUNTS and not (recover and facts.kind is MatrixKind.LOG1P):
         seen = f"{_what_was_seen(name, facts)}{_first_place(adata, var, matrix, facts)}"
-        raise InputError(f"{seen} {_next_step(adata, name, facts.kind)}")
+        raise InputError(f"{seen} {_next_step(adata, name, facts)}")
     csr = canonical_csr(matrix)
     if facts.kind is MatrixKind.COUNTS:
-        return csr.astype(np.float32 if csr.dtype.kind == "f" else csr.dtype, copy=False), var, None
+        if not part:
+            require_counted(csr[sampled_rows(csr.shape[0])], name)
+        counts = csr.astype(np.float32 if csr.dtype.kind == "f" else csr.dtype, copy=False)
+        return _Found(counts, var, name, left_out)
     # A column of totals is checked against one count a value, for now.
     recovered = recover_counts(csr, library_size=None if key is None else library_size(adata, csr.sign(), key=key))
-    return recovered.counts, var, recovered.library_size
+    return _Found(recovered.counts, var, name, left_out, recovered.library_size)
+
+
+def require_counted(sample: sp.csr_matrix, name: str) -> None:
+    """Refuse integers that were never counted, by a sample of the rows of a matrix; warn where that is only likely.
+
+    Raises
+    ------
+    InputError
+        They are certainly no counts.
+
+    Warns
+    -----
+    InputWarning
+        They probably are no counts.
+    """
+    if (found := doubt(sample)) is None:
+        return
+    if found.certain:
+        raise InputError(f"{name} holds integers that are not counts: {found.text}. {found.advice}")
+    warnings.warn(f"{name} may not hold counts: {found.text}. {found.advice}", InputWarning, stacklevel=4)
+
+
+def find_counts(places: Mapping[str, Callable[[], Any]]) -> str:
+    """Where raw counts are.
+
+    Parameters
+    ----------
+    places
+        By name ("X", "raw.X", "layers['...']"), what gives a sample of the rows there, as CSR or dense.
+
+    Returns
+    -------
+    str
+        "X" if it holds raw counts, and where nothing does; else a layer that is usually called so ("counts" first),
+        "raw.X", or the one other layer that holds them.
+
+    Raises
+    ------
+    InputError
+        Several other layers hold them.
+    """
+
+    def counted(name: str) -> bool:
+        try:
+            rows = places[name]()
+            if len(getattr(rows, "shape", ())) != 2 or classify(rows) is not MatrixKind.COUNTS:
+                return False
+        except InputError:
+            return False  # what it holds is no matrix of numbers
+        found = doubt(canonical_csr(_in_memory(rows)))
+        return found is None or not found.certain
+
+    usual = ["X", *(f"layers[{name!r}]" for name in _USUAL), "raw.X"]
+    for name in usual:
+        if name in places and counted(name):
+            return name
+    others = [name for name in places if name not in usual and name not in [f"layers[{each!r}]" for each in _PARTIAL]]
+    hold = [name for name in others if counted(name)]
+    if len(hold) > 1:
+        raise InputError(
+            f"X holds no raw counts, and {', '.join(hold)} look as if they did. Say which: layer='...' (--layer)."
+        )
+    return hold[0] if hold else "X"
 
 
 def canonical_csr(matrix: Any) -> sp.csr_matrix:
@@ -194,7 +298,7 @@ def inspect_matrix(matrix: Any) -> MatrixFacts:
     facts = MatrixFacts(MatrixKind.NORMALISED, **shape, **_scan(values))
     if (certain := _kind_by_values(facts)) is not None:
         return replace(facts, kind=certain)
-    sample = canonical_csr(matrix[_sampled_rows(matrix)])
+    sample = canonical_csr(matrix[sampled_rows(matrix.shape[0])])
     rows = [row for row in np.split(sample.data.astype(np.float64), sample.indptr[1:-1]) if row.size]
     integers, logs = facts.share_integer > 0.5, 1 < facts.maximum <= MAX_LOG
     for kind in (MatrixKind.LOG1P, MatrixKind.NORMALISED) if logs else (MatrixKind.NORMALISED,):
@@ -284,18 +388,39 @@ def log1p_normalise(
 
 
 def _select(adata: AnnData, layer: str | None) -> tuple[str, Any, pd.DataFrame]:
-    if layer is None:
-        if adata.X is None:
-            raise InputError(f"X is missing. {_next_step(adata, 'X', MatrixKind.EMPTY)}")
+    if layer is None and adata.X is not None:
         return "X", adata.X, adata.var
-    if layer in adata.layers:
-        return f"layers[{layer!r}]", adata.layers[layer], adata.var
-    if layer == "raw" and adata.raw is not None:
-        return "raw.X", adata.raw.X, adata.raw.var
+    places = _places(adata)
+    if layer == AUTO and AUTO not in adata.layers:
+        name = find_counts({name: lambda at=name: _sample_of(*places[at]) for name in places})  # type: ignore[misc]
+    elif layer in adata.layers:
+        name = f"layers[{layer!r}]"
+    else:
+        name = {None: "X", "X": "X", "raw": "raw.X"}.get(layer, "")
+    if name in places:
+        return (name, *places[name])
+    if name == "X":
+        raise InputError(f"X is missing. {_next_step(adata, 'X', None)}")
     layers = f"the layers {quoted(adata.layers)}" if len(adata.layers) else "no layers"
     raw = "no .raw" if adata.raw is None else ".raw (layer='raw')"
-    advice = f"Leave layer out to use X.{' ' + nearest(layer, adata.layers) if len(adata.layers) else ''}"
+    advice = f"Leave layer out to use X.{' ' + nearest(str(layer), adata.layers) if len(adata.layers) else ''}"
     raise InputError(f"There is no layer {layer!r}: the AnnData has {layers} and {raw}. {advice}")
+
+
+def _places(adata: AnnData) -> dict[str, tuple[Any, pd.DataFrame]]:
+    """Matrices of an AnnData that may hold counts, with the tables of their genes."""
+    places: dict[str, tuple[Any, pd.DataFrame]] = {} if adata.X is None else {"X": (adata.X, adata.var)}
+    places |= {f"layers[{key!r}]": (adata.layers[key], adata.var) for key in adata.layers}
+    if adata.raw is not None and "raw" not in adata.layers:
+        places["raw.X"] = (adata.raw.X, adata.raw.var)
+    return places
+
+
+def _sample_of(matrix: Any, var: pd.DataFrame) -> Any:
+    """Sampled rows of a matrix in an AnnData, of its genes."""
+    rows = _in_memory(matrix[sampled_rows(matrix.shape[0])])
+    genes, left_out = gene_features(var)
+    return rows[:, genes] if left_out else rows
 
 
 def _checked(matrix: Any) -> Any:
@@ -320,8 +445,32 @@ def _in_memory(matrix: Any) -> Any:
         return matrix
     if np.ma.is_masked(matrix) and matrix.dtype.kind in "iuf":
         matrix = matrix.astype(np.float64).filled(np.nan)
-    matrix = np.asarray(matrix)  # scipy knows neither foreign byte order nor half precision
-    return matrix.astype(np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("="), copy=False)
+    matrix = np.asarray(matrix)
+    return native(matrix) if matrix.dtype.kind in "iuf" else matrix
+
+
+def native(values: np.ndarray) -> np.ndarray:
+    """Numbers as scipy knows them: this machine's byte order, half precision as single, long double as double; exact.
+
+    Raises
+    ------
+    InputError
+        Values of another kind: bool, complex numbers, texts.
+    """
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"The matrix holds values of type {values.dtype}, not counts. Pass raw counts.")
+    if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
+        return values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def sampled_rows(n_cells: int) -> np.ndarray:
+    """Rows by which a matrix is judged, ascending int64: all of a small one, else runs of neighbours, evenly spaced."""
+    if n_cells <= _SAMPLED_ROWS:
+        return np.arange(n_cells)
+    length = _SAMPLED_ROWS // _SAMPLED_RUNS
+    first = np.linspace(0, n_cells - length, _SAMPLED_RUNS).astype(np.int64)
+    return np.unique(first[:, None] + np.arange(length))
 
 
 def _scan(values: np.ndarray) -> dict[str, Any]:
@@ -355,10 +504,6 @@ def _kind_by_values(facts: MatrixFacts) -> MatrixKind | None:
     if facts.n_integer == facts.n_nonzero:
         return MatrixKind.COUNTS
     return MatrixKind.JUNK if facts.worst_fraction < NEARLY else None
-
-
-def _sampled_rows(matrix: Any) -> np.ndarray:
-    return np.unique(np.linspace(0, matrix.shape[0] - 1, min(matrix.shape[0], _SAMPLED_ROWS)).astype(np.int64))
 
 
 def _what_was_seen(name: str, facts: MatrixFacts) -> str:
@@ -411,26 +556,37 @@ def _first_place(adata: AnnData, var: pd.DataFrame, matrix: Any, facts: MatrixFa
     )
 
 
-def _next_step(adata: AnnData, refused: str, kind: MatrixKind) -> str:
+def _next_step(adata: AnnData, refused: str, facts: MatrixFacts | None) -> str:
+    """What to do about a matrix that is refused, or missing."""
     if 0 in adata.shape:
         return "Check what filtered or sliced it."
-    places: dict[str, tuple[Any, str]] = {"X": (adata.X, "leave layer out")}
-    places |= {f"layers[{key!r}]": (adata.layers[key], f"pass layer={key!r} (--layer)") for key in adata.layers}
-    if adata.raw is not None and "raw" not in adata.layers:
-        places["raw.X"] = (adata.raw.X, "pass layer='raw' (--layer)")
-    places.pop(refused, None)
+    kind = MatrixKind.EMPTY if facts is None else facts.kind
     recover = " Or have them recovered: recover=True, or --recover." if kind is MatrixKind.LOG1P else ""
-    for name, (matrix, advice) in places.items():
+    places = {name: place for name, place in _places(adata).items() if name != refused}
+    for name, (matrix, var) in places.items():
+        advice = _naming(name)
         # A sample of rows is enough for advice: following it checks every value.
-        kind = MatrixKind.EMPTY
+        found = MatrixKind.EMPTY
         if len(getattr(matrix, "shape", ())) == 2:
-            kind = classify(matrix[_sampled_rows(matrix)])
-        if kind is MatrixKind.COUNTS:
+            found = classify(_sample_of(matrix, var))
+        if found is MatrixKind.COUNTS:
             return f"But {name} looks like raw counts: {advice}."
-        if kind is MatrixKind.LOG1P and not recover:
+        if found is MatrixKind.LOG1P and not recover:
             recover = f" Or have them recovered from adata.{name}: {advice} and recover=True, or --recover."
     others = f" ({', '.join(places)} looked no better)" if places else ""
-    return f"Pass raw counts, e.g. adata.layers['counts'] with layer='counts'{others}.{recover}"
+    estimated = ""
+    if kind is MatrixKind.NORMALISED and facts is not None and facts.row_total is None and not facts.whole_multiples:
+        estimated = (
+            " If they are estimates of counts (SoupX, RSEM, salmon), rounding is safe: adata.X = adata.X.round()."
+        )
+    return f"Pass raw counts, e.g. adata.layers['counts'] with layer='counts'{others}.{estimated}{recover}"
+
+
+def _naming(place: str) -> str:
+    """How to say that counts are in a place."""
+    if place == "X":
+        return "leave layer out"
+    return f"pass layer={place[7:-1] if place != 'raw.X' else repr('raw')} (--layer)"
 
 
 def _number(value: float) -> str:

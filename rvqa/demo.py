@@ -1,6 +1,6 @@
 """`rvqa demo`: the whole path on real cells, with the baselines beside it.
 
-With `RVQA_DATA_DIR` (or ../shared/data) at hand: PBMC3k and Kang et al. 2018. Two donors and the interferon-treated
+With `RVQA_DATA_DIR` set: PBMC3k and Kang et al. 2018. Two donors and the interferon-treated
 cells of one type are held out of everything: gene choice, scaling, tokenizer, vocabulary, language model. Without it:
 the 700 PBMC that scanpy ships, a fifth of the cells held out, and a response that is SIMULATED on them, named so
 wherever it is shown.
@@ -20,14 +20,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from rvqa.annotation import annotate
-from rvqa.codes import cell_codes, read_cells
+from rvqa.atlas.sources import read_cells
+from rvqa.codes import cell_codes, cells_on_axis
 from rvqa.counts import log1p_normalise
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
 from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
 from rvqa.evaluation.profiles import log1p_on_axis, shared_log1p
 from rvqa.evaluation.simulation import simulate_response
-from rvqa.files import read_h5ad
 from rvqa.genes import CoverageWarning, align, map_columns
 from rvqa.model import Model, quiet_transformers, require_new_directory
 from rvqa.perturbation import decode_counts, perturb, residual_ratios
@@ -71,7 +71,8 @@ def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | Non
     output
         Model directory to write; an earlier demo's is replaced.
     seed
-        Of everything random: the same seed gives the same numbers on the same machine.
+        Of everything random. On one thread and one machine type the same seed gives the same numbers. Several threads
+        or another machine add up in another order, which the fit amplifies.
     progress
         Show progress bars.
     out
@@ -115,14 +116,13 @@ def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | Non
 
 
 def data_folder() -> Path | None:
-    """Folder of the real data: `RVQA_DATA_DIR`, else ../shared/data where that is; None without."""
+    """Folder of the real data: `RVQA_DATA_DIR`; None where it is not set."""
     named = os.environ.get("RVQA_DATA_DIR")
     if named and not Path(named).is_dir():
         raise InputError(
             f"RVQA_DATA_DIR is {named}, which is not a folder. Set it to the folder of .h5ad files, or unset it."
         )
-    folder = Path(named or "../shared/data")
-    return folder if folder.is_dir() else None
+    return Path(named) if named else None
 
 
 # ---- cells ---------------------------------------------------------------------------------------------------------
@@ -130,10 +130,12 @@ def data_folder() -> Path | None:
 
 def real_case(folder: Path) -> Case:
     """PBMC3k and Kang: two donors out, and the interferon-treated cells of one type."""
-    reference_folder = Path(os.environ.get("RVQA_REF_DIR", folder.parent / "ref"))
-    table = json.loads((reference_folder / "label_to_cl.json").read_text(encoding="utf-8"))
+    labels = Path(os.environ.get("RVQA_REF_DIR") or folder / ".." / "ref") / "label_to_cl.json"
+    if not labels.is_file():
+        raise InputError(f"{labels} does not exist. Set RVQA_REF_DIR to the folder that holds label_to_cl.json.")
+    table = json.loads(labels.read_text(encoding="utf-8"))
     pbmc3k, kang, panel = (
-        _labelled(read_h5ad(folder / f"{name}.h5ad"), table)
+        _labelled(read_cells(folder / f"{name}.h5ad"), table)
         for name in ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k", "kang2018_ctrl_pbmc_12k_1287genes")
     )
     pbmc3k.obs["condition"] = "control"
@@ -285,7 +287,7 @@ def show_perturbation(
             shifts[label] = profile_cells(case.contexts[after]).mean(0, dtype=np.float64) - controls[label]
     nearest, nearest_name = baselines.nearest_context(truth.control_G, controls, shifts)
 
-    control_counts, alignment, control_depth = read_cells(case.control, tokenizer, library_size_key=key)
+    control, alignment, control_depth = cells_on_axis(case.control, tokenizer, library_size_key=key)
     predicted = perturb(
         case.control,
         model,
@@ -300,11 +302,11 @@ def show_perturbation(
 
     # The ceiling: the true perturbed cells through the tokenizer, the same correction, the same draws.
     types_N = np.full(len(control_depth), case.held_out_type, dtype=object)
-    control_codes = tokenizer.encode(control_counts, alignment, control_depth)
-    on_axis = map_columns(control_counts, alignment)
+    control_codes = tokenizer.encode(control.counts, alignment, control_depth)
+    on_axis = map_columns(control.counts, alignment)
     ratio = residual_ratios(tokenizer, on_axis, measured_G, control_depth, control_codes, types_N)
-    true_counts, true_alignment, true_depth = read_cells(case.perturbed, tokenizer, library_size_key=key)
-    true_codes = tokenizer.encode(true_counts, true_alignment, true_depth)
+    true, true_alignment, true_depth = cells_on_axis(case.perturbed, tokenizer, library_size_key=key)
+    true_codes = tokenizer.encode(true.counts, true_alignment, true_depth)
     true_types = np.full(len(true_codes), case.held_out_type, dtype=object)
     _, redrawn = decode_counts(tokenizer, true_codes, true_depth, true_types, ratio, np.random.default_rng(seed))
     ceiling = log1p_normalise(redrawn, true_depth).toarray()[:, measured_G]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -31,6 +32,7 @@ def about(name: object) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if str(error).startswith(str(name)):
+        text, file = str(error), Path(str(name)).name
+        if text.startswith(str(name)):
             raise
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {text.removeprefix(f'{file}: ')}") from error

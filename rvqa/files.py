@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import anndata as ad
 import h5py
 import pandas as pd
 from anndata import AnnData
 from anndata._io.specs.registry import IORegistryError
+from isal.igzip_lib import IsalError
 from safetensors import SafetensorError
 
 from rvqa.errors import InputError, InputWarning
@@ -40,12 +40,18 @@ _REFUSED = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 _ERRNO = re.compile(r"(?:errno = |os error )(\d+)")
+HDF5_SUFFIXES = (".h5ad", ".h5mu", ".h5")
+"""Names of HDF5 files that cells come in."""
+
 # What anndata and h5py raise where a file is not what they expect; each was seen on damaged files.
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, IORegistryError)
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError),
+    *(IORegistryError, cast(type[Exception], IsalError)),
+)
 
 
-def require_h5ad(path: str | Path) -> Path:
-    """Refuse what is not a readable HDF5 file named `.h5ad`.
+def require_hdf5(path: str | Path) -> Path:
+    """Refuse what is not a readable HDF5 file with a name for cells: `.h5ad`, `.h5mu` or 10x's `.h5`.
 
     Raises
     ------
@@ -54,19 +60,24 @@ def require_h5ad(path: str | Path) -> Path:
     """
     file = Path(path)
     if os.path.isdir(file):
-        raise InputError(f"{file} is a folder. Give the path of one .h5ad file.")
+        raise InputError(
+            f"{file} is a folder. Give the path of one .h5ad file, of a .zarr store, or of a folder with matrix.mtx, "
+            "features.tsv and barcodes.tsv."
+        )
     if not os.path.isfile(file):
         beside = sorted(file.parent.glob("*.h5ad")) if os.path.isdir(file.parent) else []
         offered = f" {nearest(file.name, [each.name for each in beside])}" if beside else ""
         raise InputError(f"{file} does not exist or is not a file. Give the path of an .h5ad file.{offered}")
-    if file.suffix != ".h5ad":
+    if file.suffix not in HDF5_SUFFIXES:
         raise InputError(f"{file} is not named .h5ad. Write one with adata.write_h5ad(path).")
     if not os.access(file, os.R_OK):
         raise InputError(f"{file} may not be read: permission denied. Ask its owner, or copy it.")
     if not file.stat().st_size:
         raise InputError(f"{file} is empty (0 bytes). Write, copy or download it again.")
     if not h5py.is_hdf5(file):
-        raise InputError(f"{file} is not an .h5ad file: it holds no HDF5. Write one with adata.write_h5ad(path).")
+        raise InputError(
+            f"{file} is not an {file.suffix} file: it holds no HDF5. Write one with adata.write_h5ad(path)."
+        )
     return file
 
 
@@ -75,48 +86,24 @@ def require_anndata(file: Path, opened: Any) -> None:
     if absent := [part for part in ("obs", "var") if part not in opened]:
         raise InputError(
             f"{file} is {'HDF5' if isinstance(opened, h5py.File) else 'zarr'}, but not of AnnData: it has no "
-            f"{' and no '.join(absent)}. Open it with what wrote it (10x: scanpy.read_10x_h5) and write it with "
-            "adata.write_h5ad(path)."
+            f"{' and no '.join(absent)}. Open it with what wrote it and write it with adata.write_h5ad(path)."
         )
 
 
-def read_h5ad(path: str | Path) -> AnnData:
-    """Read an `.h5ad` file into memory.
-
-    Raises
-    ------
-    InputError
-        No such file, another suffix, or a file that anndata cannot read.
-
-    Warns
-    -----
-    InputWarning
-        Cells share a name.
-    """
-    file = require_h5ad(path)
-    try:
-        with h5py.File(file) as opened:
-            require_anndata(file, opened)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* names are not unique", UserWarning)  # said below, or by the coverage
-            adata = ad.read_h5ad(file)
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", str(error)):
-            there, whole = (f"{int(number):,}" for number in size.groups())
-            raise InputError(f"{file} is cut short: {there} of {whole} bytes. Copy or download it again.") from error
-        raise InputError(f"{file} is damaged, or not of AnnData: {sentence(error)} Copy or write it again.") from error
-    warn_of_repeated(file, adata.obs_names, stacklevel=3)
-    return adata
-
-
-def warn_of_repeated(file: Path, names: pd.Index, *, stacklevel: int = 2) -> None:
+def warn_of_repeated(file: Path | str, names: pd.Index, *, stacklevel: int = 2) -> None:
     """Say, in an `InputWarning`, that cells of a file share a name."""
     if not names.is_unique:
         repeated = names[names.duplicated()]
         message = f"{file}: {len(repeated):,} cells repeat the name of another (e.g. {str(repeated[0])!r})"
         warnings.warn(f"{message}; every row is taken for a cell of its own.", InputWarning, stacklevel=stacklevel)
+
+
+def damaged(file: Path, error: BaseException) -> InputError:
+    """What to raise where another library cannot read a file."""
+    if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", str(error)):
+        there, whole = (f"{int(number):,}" for number in size.groups())
+        return InputError(f"{file} is cut short: {there} of {whole} bytes. Copy or download it again.")
+    return InputError(f"{file} is damaged, or not of AnnData: {sentence(error)} Copy or write it again.")
 
 
 def sentence(error: BaseException) -> str:

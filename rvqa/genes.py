@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
 
-from rvqa.aliases import AliasSource, alias_table
+from rvqa.aliases import TABLE_NAMES, AliasSource, alias_table
 from rvqa.counts import canonical_csr
 from rvqa.errors import InputError
-from rvqa.gene_names import ensembl, first_known, sources, texts
+from rvqa.features import left_out_sentence, other_genome
+from rvqa.gene_names import ensembl, first_known, joined, sources, texts, without_genome
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,10 +38,18 @@ file that hits so few is nearly always one whose genes are named otherwise."""
 LOW_COVERAGE = 0.2
 """Measured share of the axis under which `align` warns."""
 
+HUMAN_GENES = 20_000
+"""Protein-coding genes, about: two files of n and m of them, drawn at random, share n m / 20,000."""
+
+LINKED = 0.25
+"""Part of that number which two files must share, less `GRACE`, and one gene at least, to be fitted together. All pairs
+of nine real files, panels of 299 genes to whole transcriptomes, share 0.78 times that number or more. Files named in
+two ways share hardly any gene, or only those without a symbol, which both call by their Ensembl ids."""
+
+GRACE = 10
+"""Genes by which small panels may fall short: two of 300 genes are expected to share 4 or 5."""
+
 _MOUSE = re.compile(r"ENSMUSG\d{11}(\.\d+)?|[A-Z][a-z][A-Za-z0-9-]*|[A-Z0-9]+Rik")
-_GENOME_PREFIX = re.compile(r"(GRCh\d+|hg\d+|GRCm\d+|mm\d+)_+")
-
-
 _PUT_NAMES = "Put human gene symbols or Ensembl ids into adata.var_names or var['gene_symbol'] or var['ensembl_id']."
 
 
@@ -109,7 +119,7 @@ class GeneAxis:
                 f"{len(nameless):,} of {len(genes):,} genes have neither a symbol nor an Ensembl id, only names like "
                 f"{_examples(nameless)}. {_PUT_NAMES}"
             )
-        return _merged([genes], homonyms_differ=True)
+        return _merged(genes)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> GeneAxis:
@@ -128,13 +138,25 @@ class GeneAxis:
         return GeneAxis(tuple(self.symbols[i] for i in at), tuple(self.ensembl_ids[i] for i in at))
 
     @classmethod
-    def union(cls, axes: Iterable[GeneAxis]) -> GeneAxis:
+    def union(cls, axes: Iterable[GeneAxis], *, aliases: AliasSource = None) -> GeneAxis:
         """Join axes, keeping the order in which genes are first seen.
 
         Genes with the same Ensembl id are one gene, else those with the same symbol (Ensembl ids of one gene change
-        between releases). What the first axis does not know, Ensembl id or symbol, is filled in from a later one.
+        between releases), else those that are the same gene in HGNC's table; `rvqa.gene_names.joined` has the rules.
+        Two genes of one axis stay two. What the first axis does not know, Ensembl id or symbol, is filled in from a
+        later one. Which genes are one does not depend on the order of the axes.
+
+        Parameters
+        ----------
+        axes
+            At least one.
+        aliases
+            As in `align`, which finds every gene of every axis on the union if it has the same table.
         """
-        return _merged([list(zip(axis.symbols, axis.ensembl_ids, strict=True)) for axis in axes], homonyms_differ=False)
+        different = list(dict.fromkeys(axes))
+        if len(different) == 1:
+            return different[0]
+        return cls(*joined([(axis.symbols, axis.ensembl_ids) for axis in different], alias_table(aliases)))
 
     @cached_property
     def _by_id(self) -> dict[str, int]:
@@ -163,6 +185,8 @@ class GeneAlignment:
         Number of file columns and of axis genes.
     unmatched
         Names of the first five file columns that are not on the axis.
+    left_out
+        Features of the file that are not genes, by kind; see `rvqa.features`. They are not among the file columns.
     """
 
     column_map: np.ndarray = field(repr=False)
@@ -174,6 +198,7 @@ class GeneAlignment:
     n_file: int
     n_axis: int
     unmatched: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_measured(self) -> int:
@@ -186,18 +211,19 @@ class GeneAlignment:
         return self.n_measured / self.n_axis
 
     def summary(self) -> str:
-        """Say in one sentence how the file matches the axis."""
+        """Say in a sentence or two how the file matches the axis."""
         return coverage_sentence(self.report())
 
     def report(self) -> dict[str, Any]:
         """Return the figures as a dict that JSON can hold."""
         by = ("n_by_ensembl", "n_by_symbol", "n_by_alias")
         figures = ("n_file", "n_axis", "n_measured", "coverage", *by, "n_duplicates")
-        return {name: getattr(self, name) for name in figures} | {"unmatched_examples": list(self.unmatched)}
+        others = {"unmatched_examples": list(self.unmatched), "left_out": dict(self.left_out)}
+        return {name: getattr(self, name) for name in figures} | others
 
 
 def coverage_sentence(report: Mapping[str, Any]) -> str:
-    """Say in one sentence what `GeneAlignment.report` holds, which results keep as `uns["rvqa"]["coverage"]`."""
+    """Say in a sentence or two what `GeneAlignment.report` holds, which results keep as `uns["rvqa"]["coverage"]`."""
     text = (
         f"{report['n_measured']:,} of the model's {report['n_axis']:,} genes ({100 * report['coverage']:.1f} %) are "
         f"measured; of the file's {report['n_file']:,} genes {report['n_by_ensembl']:,} were matched by Ensembl id, "
@@ -209,10 +235,17 @@ def coverage_sentence(report: Mapping[str, Any]) -> str:
         text += f" ({report['n_duplicates']:,} repeat another and are added to it)"
     n_unmatched = report["n_file"] - sum(report[f"n_by_{how}"] for how in ("ensembl", "symbol", "alias"))
     examples = f" (e.g. {_examples(report['unmatched_examples'])})" if n_unmatched else ""
-    return f"{text}, {n_unmatched:,} not{examples}."
+    left_out = left_out_sentence(report.get("left_out", {}))  # files of older versions do not say
+    return f"{text}, {n_unmatched:,} not{examples}." + (f" {left_out}." if left_out else "")
 
 
-def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: AliasSource = None) -> GeneAlignment:
+def align(
+    adata_or_var: AnnData | pd.DataFrame,
+    axis: GeneAxis,
+    *,
+    aliases: AliasSource = None,
+    left_out: Mapping[str, int] | None = None,
+) -> GeneAlignment:
     """Match the genes of a file to a model's axis: by Ensembl id wherever one is found, else by symbol, else by alias.
 
     Parameters
@@ -225,6 +258,8 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: Alia
         HGNC table of previous symbols and aliases: an `AliasTable`, a path, None for the one in `RVQA_REF_DIR` if there
         is one, False for none. It only ever adds genes that no column names as written; `n_by_alias`, in `report` and
         `summary`, says how many columns. Where that is not 0, codes depend on the table: they differ without it.
+    left_out
+        What `rvqa.features.gene_features` left out of the file, to be reported with the rest.
 
     Returns
     -------
@@ -265,6 +300,7 @@ def align(adata_or_var: AnnData | pd.DataFrame, axis: GeneAxis, *, aliases: Alia
         n_file=len(var),
         n_axis=len(axis),
         unmatched=tuple(shown[at] for at in np.flatnonzero(column_map < 0)[:5]),
+        left_out=dict(left_out or {}),
     )
     if alignment.coverage < LOW_COVERAGE:
         warnings.warn(
@@ -296,6 +332,101 @@ def _matched(var: pd.DataFrame, axis: GeneAxis, aliases: AliasSource) -> tuple[n
         ids, symbols = map(first_known, places)
         column_map = known.fill(column_map, (symbols, ids), (axis.symbols, axis.ensembl_ids))
     return column_map, matched
+
+
+@dataclass(frozen=True)
+class SharedGenes:
+    """How many genes several files have, and share.
+
+    Attributes
+    ----------
+    n_all
+        Genes of any file.
+    n_common
+        Genes that every file has.
+    n_by_file
+        Genes of each file.
+    """
+
+    n_all: int
+    n_common: int
+    n_by_file: tuple[int, ...]
+
+
+def shared_sentence(shared: SharedGenes) -> str:
+    """Say in one line which genes files share.
+
+    Examples
+    --------
+    >>> shared_sentence(SharedGenes(14012, 13200, (13600, 13612)))
+    'genes: 14,012 in all, 13,200 shared by all 2 files'
+    """
+    n_files = len(shared.n_by_file)
+    if n_files == 1:
+        return f"genes: {shared.n_all:,}"
+    return f"genes: {shared.n_all:,} in all, {shared.n_common:,} shared by all {n_files} files"
+
+
+def require_shared(
+    names: Sequence[str],
+    files: Sequence[GeneAxis | pd.DataFrame],
+    axis: GeneAxis,
+    *,
+    aliases: AliasSource = None,
+) -> SharedGenes:
+    """Refuse a file that shares almost no gene with the others, as when one has symbols and another Ensembl ids.
+
+    Parameters
+    ----------
+    names
+        Of the files, for messages.
+    files
+        Their genes: an axis, or `var`.
+    axis
+        The union of their genes.
+    aliases
+        As in `align`.
+
+    Returns
+    -------
+    SharedGenes
+        What the files share, for `shared_sentence`.
+
+    Raises
+    ------
+    InputError
+        Files that are not linked to the others. Two files are linked by `LINKED` of the genes that as many genes drawn
+        at random would share, less `GRACE`, and at least one; files are linked through others, too.
+    """
+    tables = [each.to_frame() if isinstance(each, GeneAxis) else each for each in files]
+    has_FG = np.zeros((len(tables), len(axis)), dtype=bool)
+    for has_G, table in zip(has_FG, tables, strict=True):
+        column_map = match_columns(table, axis, aliases=aliases)
+        has_G[column_map[column_map >= 0]] = True
+    n_F = has_FG.sum(1)
+    shared_FF = has_FG.astype(np.float32) @ has_FG.T.astype(np.float32)
+    expected_FF = np.outer(n_F, n_F) / np.maximum(HUMAN_GENES, np.maximum.outer(n_F, n_F))
+    _, group_F = connected_components(shared_FF >= np.maximum(LINKED * expected_FF - GRACE, 1), directed=False)
+    most = max(set(group_F), key=lambda group: (n_F[group_F == group].sum(), -group))
+    if (apart := np.flatnonzero(group_F != most)).size:
+        raise InputError(_shares_little(names, has_FG, int(apart[0]), group_F == most, axis))
+    return SharedGenes(len(axis), int(np.count_nonzero(has_FG.all(0))), tuple(map(int, n_F)))
+
+
+def _shares_little(names: Sequence[str], has_FG: np.ndarray, file: int, others_F: np.ndarray, axis: GeneAxis) -> str:
+    own_G, others_G = has_FG[file], has_FG[others_F].any(0)
+    here, there = (
+        _examples([axis.symbols[at] for at in np.flatnonzero(each)[:2]])
+        for each in (own_G & ~others_G, others_G & ~own_G)
+    )
+    which = names[int(np.flatnonzero(others_F)[0])] if others_F.sum() == 1 else "the other files"
+    return (
+        f"{names[file]} shares {np.count_nonzero(own_G & others_G):,} of its {np.count_nonzero(own_G):,} genes with "
+        f"{which} ({np.count_nonzero(others_G):,} genes), which is too few to fit them together: genes are named like "
+        f"{here} in it and {there} there. Give files that use the same names or one that has both "
+        "(var['gene_symbol'], var['ensembl_id']), or set RVQA_REF_DIR to a folder with HGNC's table "
+        f"({TABLE_NAMES[0]})."
+    )
 
 
 def refuse_transposed(adata: AnnData, axis: GeneAxis) -> None:
@@ -359,17 +490,17 @@ def map_columns(counts: sp.csr_matrix, alignment: GeneAlignment) -> sp.csr_matri
     return mapped.astype(np.float32, copy=False)
 
 
-def _merged(axes: Iterable[Iterable[tuple[str, str]]], *, homonyms_differ: bool) -> GeneAxis:
-    """Collect (symbol, Ensembl id) pairs into one axis; see `from_adata` and `union` for what is one gene."""
+def _merged(genes: Iterable[tuple[str, str]]) -> GeneAxis:
+    """Collect (symbol, Ensembl id) pairs of one file into an axis; see `from_adata` for what is one gene."""
     symbols: list[str] = []
     ids: list[str] = []
     by_symbol: dict[str, int] = {}
     by_id: dict[str, int] = {}
-    for symbol, name in (gene for axis in axes for gene in axis):
+    for symbol, name in genes:
         at = by_id.get(name) if name else None
         if at is None:
             at = by_symbol.get(symbol)
-            if homonyms_differ and at is not None and name and ids[at]:
+            if at is not None and name and ids[at]:
                 symbol, at = name, None
         if at is None:
             at = len(symbols)
@@ -395,14 +526,30 @@ def _too_few(n_measured: int, axis: GeneAxis, shown: list[str], var: pd.DataFram
     text = f"{n_measured:,} of the model's {len(axis):,} genes found among {len(names):,} genes{named}"
     floor = min(FLOOR, len(axis))
     text += f"; at least {floor} are needed. " if n_measured < floor else ". "
+    if found := _named_elsewhere(var, axis):
+        column, n = found
+        return f"{text}var[{column!r}] holds {n:,} of them: adata.var_names = adata.var[{column!r}]."
     if mouse:
         return f"{text}These look like mouse genes and the model knows human ones: map them to human orthologues first."
-    if _share(map(_GENOME_PREFIX.match, names)) > 0.5:
-        return f"{text}These carry the name of a genome: strip it from adata.var_names and keep the human genes."
+    if _share(map(other_genome, names)) > 0.5:
+        genome = Counter(filter(None, map(other_genome, names))).most_common(1)[0][0]
+        return f"{text}These are genes of {genome} and the model knows human ones: map them to human orthologues first."
     if _share(name.isdigit() for name in names) > 0.5:
-        rows = _share(name == str(at) for at, name in enumerate(names)) > 0.5
+        rows = any(_share(name == str(at) for at, name in enumerate(names, first)) > 0.5 for first in (0, 1))
         text += f"These look like {'row numbers' if rows else 'Entrez ids or other numbers, which are not read'}. "
     return f"{text}The model's are named like {_examples(axis.symbols)}. {_PUT_NAMES}"
+
+
+def _named_elsewhere(var: pd.DataFrame, axis: GeneAxis) -> tuple[str, int] | None:
+    """The column of a table that names most genes of the axis, if these are enough, and how many."""
+    n_named = {}
+    for place, column in enumerate(var.columns):
+        if not pd.api.types.is_numeric_dtype(var.dtypes.iloc[place]):
+            names = {without_genome(name) for name in texts(var.iloc[:, place])}
+            known = {axis._by_id.get(ensembl(name), axis._by_symbol.get(name, -1)) for name in names}
+            n_named[str(column)] = len(known - {-1})
+    best = max(n_named, key=n_named.__getitem__, default="")
+    return (best, n_named[best]) if n_named.get(best, 0) >= min(FLOOR, len(axis)) else None
 
 
 def _share(hits: Iterable[Any]) -> float:

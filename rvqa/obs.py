@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from rvqa.errors import InputError
 
@@ -16,8 +18,70 @@ if TYPE_CHECKING:
 _MOST_COUNTS = 2.0**53
 """Up to here float64, and with it the kernels, know every whole number."""
 
-UNLABELLED = frozenset({"", "nan", "NaN", "None", "NA", "<NA>", "unlabeled", "unlabelled"})
+MISSING = frozenset({"", "nan", "NaN", "NAN", "None", "NA", "<NA>", "N/A", "n/a", "#N/A", "NaT", "null", "NULL"})
+"""Texts that stand for a missing value, as writers of tables leave them."""
+
+UNLABELLED = MISSING | {"unlabeled", "unlabelled"}
 """Values that mean "no label"; "Unknown" is not among them, some studies use it as a class."""
+
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+
+
+def as_text(value: Any) -> str:
+    """One value of a table as the text that names its category: "" where it is missing.
+
+    A whole number is written without a point, whether it is stored as an integer, as a float (as pandas does beside a
+    missing value) or as the text of one; blanks around a text do not count.
+    """
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if not isinstance(value, str):
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            return ""
+        if isinstance(value, float | np.floating):
+            number = float(value)
+            if number.is_integer() and abs(number) < _MOST_COUNTS:
+                return str(int(number))
+    text = str(value).strip()
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def texts(values: Any, *, missing: Iterable[str] = MISSING) -> np.ndarray:
+    """The one reader of categorical values: labels, conditions, donors, whatever type a file stores them as.
+
+    Parameters
+    ----------
+    values
+        pandas Series or Categorical, or an array: texts, bytes, numbers, bool or categories, with missing values.
+    missing
+        Texts that stand for a missing value, too.
+
+    Returns
+    -------
+    numpy.ndarray
+        object [N] of `as_text`; "" where a value is missing.
+    """
+    series = pd.Series(values, copy=False)
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        codes, kinds = series.cat.codes.to_numpy(), series.cat.categories.to_numpy(dtype=object)
+    elif series.dtype.kind in "iufb" and isinstance(series.dtype, np.dtype):
+        kinds, codes = np.unique(series.to_numpy(), return_inverse=True)
+    else:
+        codes, kinds = np.arange(len(series)), series.to_numpy(dtype=object)
+    absent = frozenset(missing)
+    known: dict[Any, str] = {}
+
+    def named(kind: Any) -> str:
+        if not isinstance(kind, str | bytes):
+            return as_text(kind)
+        if kind not in known:
+            known[kind] = as_text(kind)
+        return known[kind]
+
+    table = np.array([*(named(kind) for kind in kinds), ""], dtype=object)
+    table[[name in absent for name in table]] = ""
+    return table[codes]  # -1, for a missing category, is the last
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -44,8 +108,34 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None
         raise InputError(f"{name!r} is no {kind}. {nearest(name, known)}")
 
 
-def column(adata: AnnData, key: str) -> np.ndarray:
-    """Column of `adata.obs` as an object array of strings [N].
+def split_names(given: Iterable[str], known: Iterable[str] = ()) -> list[str]:
+    """Names of an option that may be repeated; commas separate names as well, where no known name has one.
+
+    Parameters
+    ----------
+    given
+        What was given: a name each, or several with commas between them.
+    known
+        Names that there are. One that is given as it is, is never split.
+
+    Returns
+    -------
+    list
+        Names in the order in which they were given, each once.
+    """
+    there = set(known)
+    commas = any("," in name for name in there)
+    names: list[str] = []
+    for each in given:
+        name = each.strip()
+        parts = [part.strip() for part in name.split(",") if part.strip()]
+        whole = name in there or (commas and not there.issuperset(parts))
+        names += [name] if whole and name else parts
+    return list(dict.fromkeys(names))
+
+
+def column(adata: AnnData, key: str, *, missing: Iterable[str] = MISSING) -> np.ndarray:
+    """Column of `adata.obs` as `texts`, object [N].
 
     Raises
     ------
@@ -56,13 +146,36 @@ def column(adata: AnnData, key: str) -> np.ndarray:
         raise InputError(f"adata.obs has no column {key!r}. {nearest(key, adata.obs.columns)}")
     if adata.obs[key].ndim > 1:
         raise InputError(f"adata.obs has several columns {key!r}: rename or drop all but one.")
-    return adata.obs[key].astype(str).to_numpy(dtype=object)
+    return texts(adata.obs[key], missing=missing)
 
 
 def labels_of(adata: AnnData, key: str) -> np.ndarray:
     """Labels of cells, object [N]; "" for missing ones."""
-    values = column(adata, key)
-    return np.where(np.isin(values, list(UNLABELLED)), "", values)
+    return column(adata, key, missing=UNLABELLED)
+
+
+def conditions_of(adata: AnnData, key: str, control: Sequence[str]) -> np.ndarray:
+    """Perturbations of cells, object [N]: "" for a control cell, None where the column says nothing.
+
+    Parameters
+    ----------
+    adata
+        Where `obs` is read.
+    key
+        Its column of conditions.
+    control
+        Values for control cells; one of them may be a text that elsewhere means a missing value, such as "None".
+
+    Raises
+    ------
+    InputError
+        No such column, or several.
+    """
+    names = {as_text(each) for each in control}
+    values = column(adata, key, missing=MISSING - names)
+    values[values == ""] = None  # an array of its own
+    values[np.isin(values, list(names))] = ""
+    return values
 
 
 def total_counts(adata: AnnData, key: str, stored: np.ndarray) -> np.ndarray:
@@ -84,6 +197,8 @@ def total_counts(adata: AnnData, key: str, stored: np.ndarray) -> np.ndarray:
         than any.
     """
     values = adata.obs.get(key)
+    if values is not None and values.ndim == 1 and values.dtype.kind == "O":
+        values = _as_numbers(values)
     if values is None or values.ndim > 1 or values.dtype.kind not in "iuf":
         seen = "does not exist"
         if values is not None:
@@ -103,6 +218,14 @@ def total_counts(adata: AnnData, key: str, stored: np.ndarray) -> np.ndarray:
             f"({cell_names(adata, bad)}; {total[bad[0]]:g} against {stored[bad[0]]:g} in the first). {advice}"
         )
     return total
+
+
+def _as_numbers(values: pd.Series) -> pd.Series:
+    """Numbers that are stored as categories or as texts; other values as they are."""
+    try:
+        return pd.to_numeric(pd.Series(texts(values), index=values.index).replace("", np.nan))
+    except (ValueError, TypeError):
+        return values
 
 
 def cell_names(adata: AnnData, cells: np.ndarray) -> str:

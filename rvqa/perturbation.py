@@ -21,12 +21,12 @@ from anndata import AnnData
 from tqdm import tqdm
 
 import rvqa
-from rvqa.codes import read_cells
+from rvqa.codes import cells_on_axis, coverage_of, in_memory
 from rvqa.errors import EngineError, InputError
 from rvqa.genes import map_columns
 from rvqa.grammar import Rule, is_valid_output
 from rvqa.model import Model
-from rvqa.obs import column, labels_of, require_known
+from rvqa.obs import as_text, conditions_of, labels_of, require_known, texts
 from rvqa.prompts import PERTURB
 from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
 from rvqa.tokenizer import CellTokenizer, draw_counts
@@ -36,7 +36,7 @@ PRIOR_COUNTS = 5.0
 
 
 def perturb(
-    adata: AnnData,
+    adata: AnnData | str | Path,
     model: Model,
     *,
     perturbation: str,
@@ -58,7 +58,7 @@ def perturb(
     Parameters
     ----------
     adata
-        Raw counts, as for `rvqa.encode`; not changed.
+        Raw counts, or the path of a file, as for `rvqa.encode`; not changed.
     model
         From `rvqa.load`, fitted with perturbed cells.
     perturbation
@@ -87,7 +87,7 @@ def perturb(
         depth (its library size counts all genes, so the axis takes its share of it); `layers["mean"]`: their
         expectation, float32;
         `obsm["rvqa_codes"]`, uint8; `obs`: the control cell's columns (but `control_key` holds the perturbation) and
-        `control_cell`, `sample`; `uns["rvqa"]`: provenance.
+        `rvqa_control_cell`, `rvqa_sample`; `uns["rvqa"]`: provenance.
 
     Raises
     ------
@@ -111,11 +111,13 @@ def perturb(
             f"control_key={control_key!r} and control_value={control_value!r} go together: give the column and its "
             "value for control cells, or neither (--control-key, --control-value)."
         )
+    adata = in_memory(adata, layer=layer)
     control = adata
     if control_key is not None and control_value is not None:
-        values = column(adata, control_key)
-        require_known(f"value of obs[{control_key!r}]", [control_value], values)
-        control = adata[values == control_value]
+        known_N = texts(adata.obs[control_key], missing=()) if control_key in adata.obs else None
+        control_N = conditions_of(adata, control_key, [control_value]) == ""
+        require_known(f"value of obs[{control_key!r}]", [as_text(control_value)], [] if known_N is None else known_N)
+        control = adata[control_N]
     types_N = labels_of(control, cell_type_key)
     if (unnamed := int((types_N == "").sum())) or not len(types_N):
         raise InputError(
@@ -126,11 +128,11 @@ def perturb(
 
     runs = open_engine(model, engine)
     tokenizer = model.cell_tokenizer
-    counts, alignment, library_N = read_cells(
+    cells, alignment, library_N = cells_on_axis(
         control, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
     )
-    control_codes_NM = tokenizer.encode(counts, alignment, library_N)
-    on_axis = map_columns(counts, alignment)
+    control_codes_NM = tokenizer.encode(cells.counts, alignment, library_N)
+    on_axis = map_columns(cells.counts, alignment)
     ratio = residual_ratios(tokenizer, on_axis, alignment.measured, library_N, control_codes_NM, types_N)
 
     source_N = np.repeat(np.arange(len(types_N)), n_samples)
@@ -150,11 +152,11 @@ def perturb(
     )
     obs = control.obs.iloc[source_N].copy()
     sample_N = np.tile(np.arange(n_samples), len(types_N))
-    obs["control_cell"] = control.obs_names.to_numpy()[source_N]
-    obs["sample"] = sample_N
+    names = control.obs_names.to_numpy()[source_N]
+    obs["rvqa_control_cell"], obs["rvqa_sample"] = names, sample_N
     if control_key is not None:
         obs[control_key] = pd.Categorical([perturbation] * len(obs))
-    obs.index = pd.Index([f"{name}_{perturbation}_{i}" for name, i in zip(obs["control_cell"], sample_N, strict=True)])
+    obs.index = pd.Index([f"{name}_{perturbation}_{i}" for name, i in zip(names, sample_N, strict=True)])
     provenance: dict[str, Any] = {
         "version": rvqa.__version__,
         "model": model.source,
@@ -162,7 +164,7 @@ def perturb(
         "perturbation": perturbation,
         "temperature": temperature,
         "seed": seed,
-        "coverage": alignment.report(),
+        "coverage": coverage_of(cells, alignment),
     }
     frame = tokenizer.axis.to_frame().set_index("gene_symbol", drop=False)
     frame.index.name = None

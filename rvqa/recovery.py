@@ -16,6 +16,11 @@ positive count is even with probability (cosh r - 1) / (e^r - 1) < 1/2, so n val
 with fewer than MIN_VALUES telling values are refused. So are cells where more than 7/8 of them share a divisor: one
 value that does not belong can make a finer unit look right. A library size of each cell settles these too: factor times
 library size is the same target in every cell, so the factor follows from it.
+
+Where genes are missing, the sums of the counts are not the library sizes. A usual target is then believed if it makes
+every library size a whole number and chance cannot have done that. The witnesses are the different factors, each once:
+log1p of counts that nobody normalised has the factor 1 in every cell, which 10,000 / 1 "explains" and which proves
+nothing. `_proven_target` says what else speaks against a target. Where nothing is proven, the sums are returned.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.special import bdtrc, pdtrc
 
 from rvqa.errors import InputError
 
@@ -38,7 +44,9 @@ _BLOCK = 1 << 20  # values worked on at once, give or take a cell
 _MIN_LOG, _MAX_LOG = 1e-30, 30.0
 _PRIMES = tuple(p for p in range(3, 200) if all(p % q for q in range(2, p)))
 _EXACT = 1e-12  # relative slack of float64 arithmetic here
-_TARGETS = (1e4, 1e6)  # targets that are looked for where genes are missing; each is believed only if proven
+_TARGETS = (1e4, 1e5, 1e6)  # targets that are looked for where genes are missing; each is believed only if proven
+_DIFFERENT = 1 << 14  # values of a block that one factor gives; normalised cells have as many as values
+_CHANCE = 1e-9  # what is less likely than this did not happen by chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +59,8 @@ class RecoveredCounts:
     """float64 [n_cells], counts: as given; else scale / factor where `scale` is known, whole but as precise as the
     values (3 decimals leave it uncertain by a count or two); else the sum of the counts."""
     scale: float | None
-    """Target that every cell was scaled to, e.g. 10,000; None where the values do not show it."""
+    """Target that every cell was scaled to, e.g. 10,000; None where the values do not show it, and where library sizes
+    were given for values that nobody normalised."""
     decimals: int | None
     """Decimals the values were rounded to; None for full precision."""
     largest_error: float
@@ -90,7 +99,8 @@ def recover_counts(matrix: Any, *, library_size: np.ndarray | None = None) -> Re
         total a cell. Full precision, or rounded to decimals; genes may be missing.
     library_size
         [n_cells], total counts of each cell over all genes that were scaled, to within 0.1 %. Needed only where cells
-        have too few values to tell counts from their halves.
+        have too few values to tell counts from their halves. Where all cells share one factor, as after log1p without
+        normalisation, they need not fit the values and are returned as they are.
 
     Returns
     -------
@@ -99,8 +109,8 @@ def recover_counts(matrix: Any, *, library_size: np.ndarray | None = None) -> Re
     Raises
     ------
     InputError
-        Any value of any cell is not explained by counts, or by more than one count; a cell has too few values;
-        `library_size` disagrees with the values.
+        A value is not explained by counts, or by more than one count; a cell has too few values; `library_size`
+        disagrees with the values, or is below the sum of the counts of a cell that was not normalised.
 
     Notes
     -----
@@ -133,7 +143,11 @@ def recover_counts(matrix: Any, *, library_size: np.ndarray | None = None) -> Re
     telling = _per_cell(np.add, cells.width < _TELLING, lengths[filled])
     given = None if library_size is None else _checked(library_size, logs.shape[0])
     scale = None
-    if given is not None:
+    shared = None if given is None else _shared_factor(low, high, lengths[filled], given[filled])
+    if given is not None and shared is not None:
+        every = np.ones(filled.size)
+        cells = _in_blocks(low, high, lengths[filled], (shared[0] * every, shared[1] * every))
+    elif given is not None:
         scale = _target(cells, telling, given[filled])
         factor = scale / given[filled]
         cells = _in_blocks(low, high, lengths[filled], (factor * (1 - 1e-3), factor * (1 + 1e-3)))
@@ -156,7 +170,13 @@ def recover_counts(matrix: Any, *, library_size: np.ndarray | None = None) -> Re
     totals = np.zeros(logs.shape[0])
     totals[filled] = _per_cell(np.add, cells.counts, lengths[filled])
     depth = totals
-    if given is not None:
+    if given is not None and shared is not None:
+        if below := int(np.count_nonzero(given < totals)):
+            raise InputError(
+                f"{below:,} library sizes are below the sum of the counts of their cell. Check the column."
+            )
+        depth = given
+    elif given is not None:
         depth, scale = given, _common_target(cells, given[filled], 4 * eps) or scale
     elif (common := _common_target(cells, totals[filled], 4 * eps)) is not None:
         scale = common
@@ -313,14 +333,70 @@ def _common_target(cells: _Cells, totals: np.ndarray, slack: float) -> float | N
     return _rounded((low + high) / 2, low, high)
 
 
+def _shared_factor(
+    low: np.ndarray, high: np.ndarray, lengths: np.ndarray, library_size: np.ndarray
+) -> tuple[float, float] | None:
+    """Return the limits of the one factor of all cells, None if they have no such: the values are taken as one cell's.
+
+    One factor is also what normalising gives cells of one library size: then the target says more.
+    """
+    if np.ptp(library_size) <= 2e-3 * library_size.min() or np.unique(low[:_BLOCK]).size > _DIFFERENT:
+        return None
+    _, first, often = np.unique(low, return_index=True, return_counts=True)
+    pool = _in_blocks(low[first], high[first], np.array([first.size]))
+    if not pool.explained[0] or often[pool.width < _TELLING].sum() < MIN_VALUES:
+        return None
+    counts = np.zeros(low.size, dtype=np.int64)
+    counts[np.argsort(low, kind="stable")] = np.repeat(pool.counts.astype(np.int64), often)
+    # n counts of a cell share a divisor with less than 2^-n. More such cells have a factor of their own, a multiple.
+    divided = np.count_nonzero(np.gcd.reduceat(counts, np.cumsum(lengths) - lengths) > 1)
+    if divided and pdtrc(divided - 1, np.exp2(-lengths.astype(np.float64)).sum()) < _CHANCE:
+        return None
+    return float(pool.low[0]), float(pool.high[0])
+
+
 def _proven_target(cells: _Cells, totals: np.ndarray, slack: float) -> tuple[float, np.ndarray] | None:
-    """Return the usual target that makes every library size an integer, and these; chance would have to be < 1e-9."""
+    """Return the usual target that makes every library size an integer, and these; None where chance might do that.
+
+    A library size that several cells share is one witness: cells that nobody normalised, or that were divided by one
+    number, share a factor. A witness counts as one coin at most, because its library size could be even by chance.
+    So 30 cells of different factors are the least. Two things speak against a target. Many cells share a factor
+    that few others come near: part of the file was not normalised. Too many library sizes share a divisor: a part
+    was scaled to a smaller target, or all of it.
+    """
     for target in _TARGETS:
         low, high = target / cells.high * (1 - slack), target / cells.low * (1 + slack)
-        width = np.minimum(high - low, 1.0)
-        if (np.floor(high) >= np.ceil(low)).all() and np.log10(width).sum() < -9 and (high >= totals).all():
-            return target, np.clip(np.rint(target / cells.factor), np.ceil(low), np.floor(high))
+        if not ((np.floor(high) >= np.ceil(low)).all() and (high >= totals).all()):
+            continue
+        depth, width = np.clip(np.rint(target / cells.factor), np.ceil(low), np.floor(high)), high - low
+        sizes, place = np.unique(depth[width < 1], return_inverse=True)
+        witness = np.ones(sizes.size)
+        np.minimum.at(witness, place, width[width < 1])
+        proven = np.log(np.maximum(witness, 0.5)).sum() < np.log(_CHANCE)
+        if proven and not _crowded(depth, width) and not _divisible(sizes):
+            return target, depth
     return None
+
+
+def _crowded(depth: np.ndarray, width: np.ndarray) -> bool:
+    """Say if more cells have one library size than the cells within 10 % of it make likely, edges and peaks allowed."""
+    ordered, reach = np.sort(depth), np.maximum(width, 0.5)
+
+    def between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return np.searchsorted(ordered, high, "right") - np.searchsorted(ordered, low)
+
+    same, near = between(depth - reach, depth + reach), between(0.9 * depth, 1.1 * depth)
+    expected = 3 * (np.maximum(near - same, 0) + 1) * 2 * reach / (0.2 * depth)
+    return bool((pdtrc(same - 1, expected) < _CHANCE).any())
+
+
+def _divisible(sizes: np.ndarray) -> bool:
+    """Say if more library sizes than chance allows share what lies between usual targets."""
+    return any(
+        bdtrc(np.count_nonzero(sizes % divisor == 0) - 1, sizes.size, 1 / divisor) < _CHANCE
+        for divisor in (2, 5, 10, 100)
+        if (sizes % divisor == 0).any()
+    )
 
 
 def common_total(rows: list[np.ndarray]) -> float | None:

@@ -29,7 +29,7 @@ from rvqa.counts import TARGET_SUM
 from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
 from rvqa.genes import GeneAlignment, GeneAxis, map_columns, match_columns
-from rvqa.kernels import ops
+from rvqa.kernels import ops, registry
 from rvqa.obs import require_known
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class CellTokenizer(nn.Module):
     def __init__(self, axis: GeneAxis, config: CellTokenizerConfig, shares: GeneShares | None = None) -> None:
         super().__init__()
         self.axis, self.config = axis, config
+        self._kept: tuple[object, ops.Tables] | None = None
+        """Backend's `pack` and what `tables` made by it."""
         self.shares = shares or GeneShares(axis, np.full(len(axis), 1 / len(axis)))
         G, H, D = len(axis), config.hidden, config.latent
         self.project = nn.Linear(G, H)
@@ -156,8 +158,20 @@ class CellTokenizer(nn.Module):
 
     @property
     def tables(self) -> ops.Tables:
-        """Codebooks made ready for the kernels."""
-        return ops.prepare(self.codebooks_MKD)
+        """Codebooks made ready for the kernels; kept until a codeword, the device or the backend changes.
+
+        A fit changes codewords in place, so the values are compared: that is safe against every way to change them, and
+        takes a few microseconds.
+        """
+        codebooks_MKD = self.codebooks_MKD
+        pack = registry.dispatch("pack", codebooks_MKD.device)
+        if self._kept is not None:
+            kept_pack, tables = self._kept
+            if kept_pack is pack and _equal(tables.codebooks_MKD, codebooks_MKD):
+                return tables
+        tables = ops.prepare(codebooks_MKD)
+        self._kept = (pack, tables)
+        return tables
 
     def quantize(self, latent_ND: Tensor) -> np.ndarray:
         """Codes uint8 [N, M] of latents."""
@@ -396,6 +410,11 @@ class PanelEncoder:
     def codes(self, indptr: Tensor, indices: Tensor, data: Tensor, depth: Tensor) -> np.ndarray:
         """Codes uint8 [N, M]; arguments as for `latent`."""
         return ops.residual_quantize(self.latent(indptr, indices, data, depth), self.tables).cpu().numpy()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers on the same device."""
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def draw_counts(mean_BG: np.ndarray, dispersion_G: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:

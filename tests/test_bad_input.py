@@ -288,7 +288,7 @@ def no_partner(place):
 
 def layer_has_counts(place):
     place.cells.layers["counts"] = place.cells.X.copy()
-    return place.encode(place.set_values(log1p, dense=True))
+    return place.encode(place.set_values(log1p, dense=True), "--layer", "X")
 
 
 def codes(n, **change):
@@ -346,7 +346,7 @@ CASES = {
     "no genes": (lambda p: p.encode(p.write(p.cells[:, :0].copy())), ["cells.h5ad", "no genes", "40 cells"]),
     "cut short": (lambda p: p.encode(p.bytes(lambda whole: whole[: len(whole) // 2])), ["cut short", "bytes"]),
     "not HDF5": (lambda p: p.encode(p.bytes(lambda _: b"gene,cell\nCD3D,4\n")), ["holds no HDF5", "write_h5ad"]),
-    "HDF5 of another kind": (hdf5_of_10x, ["not of AnnData", "no obs and no var", "read_10x_h5"]),
+    "HDF5 of another kind": (hdf5_of_10x, ["not of AnnData", "no obs and no var", "write_h5ad"]),
     "a part is missing": (damaged_inside, ["cells.h5ad is damaged"]),
     "another suffix": (lambda p: p.encode(p.write(name="cells.loom")), ["cells.loom is not named .h5ad"]),
     "no such file": (lambda p: p.encode(p.write().with_name("cell.h5ad")), ["does not exist", "'cells.h5ad'"]),
@@ -567,8 +567,8 @@ def test_fit_recovers_counts(place):
 
 
 def test_a_fault_of_rvqa_keeps_its_traceback(place, rvqa_cli, monkeypatch):
-    monkeypatch.setattr(rvqa, "encode", lambda *_, **__: 1 / 0, raising=False)
-    done = rvqa_cli(*place.encode(place.small))
+    monkeypatch.setattr(rvqa, "annotate", lambda *_, **__: 1 / 0, raising=False)
+    done = rvqa_cli(*place.annotate(place.small))
     assert done.code == 1
     assert "ZeroDivisionError" in done.err
     assert "report it" in done.err.splitlines()[-1]
@@ -658,7 +658,7 @@ def test_stopped_in_the_middle(command, name, place):
 
 def test_stopped_when_the_output_stands(place, rvqa_cli, monkeypatch):
     before = signal.getsignal(signal.SIGINT)  # a shell that starts the tests in the background has it ignored
-    monkeypatch.setattr(cli, "_print_coverage", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(cli, "_print_coverage", lambda *_: signal.raise_signal(signal.SIGINT))
     done = rvqa_cli(*place.encode(place.small))
     assert done.code == 1
     assert done.err == f"rvqa: Stopped; {place.out} was complete by then.\n"

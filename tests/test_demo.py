@@ -9,6 +9,7 @@ import scanpy as sc
 
 from rvqa.demo import HELD_OUT_DONORS, SIMULATED, data_folder, real_case, run
 from rvqa.errors import InputError
+from rvqa.evaluation.studies import label_table
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,29 @@ def test_data_folder(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="not a folder"):
         data_folder()
     monkeypatch.delenv("RVQA_DATA_DIR")
-    monkeypatch.chdir(tmp_path)
     assert data_folder() is None
 
 
-def test_the_demo_runs_without_a_data_folder_and_repeats(monkeypatch, tmp_path, capsys):
-    """End to end on the cells scanpy ships, shortened; the same seed prints the same figures."""
+def test_nothing_is_looked_for_beside_the_working_directory(monkeypatch, tmp_path):
+    """An installed library knows the folders that are named, and no other."""
+    beside, work = tmp_path / "shared", tmp_path / "work"
+    for folder in (beside / "data", beside / "ref", work):
+        folder.mkdir(parents=True)
+    (beside / "ref" / "label_to_cl.json").write_text('{"B cells": {"coarse": "B"}}')
+    monkeypatch.chdir(work)
+    for name in ("RVQA_DATA_DIR", "RVQA_REF_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert data_folder() is None
+    assert label_table() == {}
+    monkeypatch.setenv("RVQA_DATA_DIR", str(beside / "data"))
+    assert label_table() == {"B cells": "B"}
+    (beside / "ref" / "label_to_cl.json").unlink()
+    with pytest.raises(InputError, match=r"label_to_cl\.json does not exist\. Set RVQA_REF_DIR"):
+        real_case(beside / "data")
+
+
+def test_the_demo_runs_without_a_data_folder_and_repeats(monkeypatch, tmp_path, capsys, one_thread):
+    """End to end on the cells scanpy ships, shortened; on one thread the same seed prints the same figures."""
     from rvqa.training import fit
 
     monkeypatch.delenv("RVQA_DATA_DIR", raising=False)

@@ -1,9 +1,12 @@
 """Any AnnData at all: the public functions keep their contract, or refuse it in a sentence; no traceback."""
 
+import tempfile
 import warnings
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -189,6 +192,8 @@ def var_of(kind: str, g: int, rng: np.random.Generator) -> pd.DataFrame:
     rows = np.array([f"row{i}" for i in range(g)], dtype=object)
     odd = ODD_TEXTS[rng.integers(0, len(ODD_TEXTS), g)]
     missing = rng.random(g) < 0.1
+    others = np.array(["Antibody Capture", "CRISPR Guide Capture", "Custom", "", "nan"], dtype=object)
+    kinds = np.where(missing, others[rng.integers(0, len(others), g)], "Gene Expression")
     tables = {
         "symbols": lambda: pd.DataFrame(index=symbols),
         "ids": lambda: pd.DataFrame(index=ids),
@@ -225,6 +230,16 @@ def var_of(kind: str, g: int, rng: np.random.Generator) -> pd.DataFrame:
         "lower": lambda: pd.DataFrame(index=[name.lower() for name in symbols]),
         "mouse": lambda: pd.DataFrame(index=[name.capitalize() for name in symbols]),
         "genome": lambda: pd.DataFrame(index=[f"GRCh38_{name}" for name in symbols]),
+        "features": lambda: pd.DataFrame({"feature_types": kinds}, index=symbols),
+        "features of CELLxGENE": lambda: pd.DataFrame(
+            {"feature_biotype": np.where(missing, "spike-in", "gene"), "feature_name": symbols}, index=ids
+        ),
+        "all features": lambda: pd.DataFrame({"feature_types": "Antibody Capture"}, index=symbols),
+        "feature bytes": lambda: pd.DataFrame({"Feature.Type": [kind.encode() for kind in kinds]}, index=symbols),
+        "genomes": lambda: pd.DataFrame(
+            index=[f"{'mm10' if here else 'hg19'}_{name}" for name, here in zip(symbols, missing, strict=True)]
+        ),
+        "genome column": lambda: pd.DataFrame({"genome": np.where(missing, "mm10", "GRCh38")}, index=symbols),
         "few": lambda: pd.DataFrame(index=np.where(np.arange(g) < 30, symbols, rows)),
         "index name": lambda: pd.DataFrame({"gene_symbol": symbols}, index=pd.Index(ids, name="gene_symbol")),
     }
@@ -248,7 +263,8 @@ VARS = (
         "lower",
         "mouse",
     ),
-    *("genome", "few", "index name"),
+    *("genome", "few", "index name", "features", "features of CELLxGENE", "all features", "feature bytes"),
+    *("genomes", "genome column"),
 )
 
 
@@ -333,10 +349,10 @@ def inputs(draw: st.DrawFn) -> tuple[AnnData | None, dict]:
     uns = often(draw, None, ({}, {"a": 1}, "text", 3, [1], {"coverage": {}}))
     step = often(draw, None, (1, 2, -1))
     options = {
-        "layer": often(draw, None, ("counts", "log", "raw", "absent", "")),
+        "layer": often(draw, None, ("counts", "log", "raw", "absent", "", "auto", "X")),
         "library_size_key": often(draw, None, ("depth", "batch", "absent", "")),
         "recover": draw(st.booleans()),
-        "key_added": often(draw, "rvqa", ("mine", "", "a/b", "é")),
+        "key_added": often(draw, "rvqa", ("mine", "", "a/b", "é", "pca")),
         "copy": draw(st.booleans()),
     }
     with warnings.catch_warnings():
@@ -345,6 +361,8 @@ def inputs(draw: st.DrawFn) -> tuple[AnnData | None, dict]:
             adata = AnnData(X, **parts, layers=layers, uns={} if uns is None else {"rvqa": uns})
             if raw is not None:
                 adata.raw = AnnData(raw, obs=adata.obs[[]], var=var_of("symbols", g + 5, rng))
+            if draw(st.booleans()):
+                adata.obsm["X_pca"] = np.zeros((n, 2))
             adata[:1].copy()
             # A view of masked values shows them without their mask.
             masked = any(map(np.ma.isMA, (adata.X, *adata.layers.values())))
@@ -560,3 +578,56 @@ def test_perturb(model, given_inputs, perturbation, type_key, control, n_samples
     assert (predicted.X.data == np.rint(predicted.X.data)).all()
     assert predicted.X.data.min(initial=1) >= 1
     assert predicted.obsm["rvqa_codes"].max() < 32
+
+
+@few
+@given(inputs(), st.sampled_from([(), ("cell", "file", "code_1"), ("depth", "batch")]))
+def test_both_readers(given_inputs, carried):
+    """A file is read alike in memory and part by part, and as the AnnData that it was written from."""
+    adata, options = given_inputs
+    if adata is None:
+        return
+    reading = {name: options[name] for name in ("layer", "library_size_key")}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path, out = Path(folder) / "cells.h5ad", Path(folder) / "codes.rvq"
+        adata = adata.copy()
+        for name in carried[:3]:
+            if name not in adata.obs.columns:
+                adata.obs[name] = [f"{name} {i}" for i in range(adata.n_obs)]
+        try:
+            adata.write_h5ad(path)
+        except Exception:  # anndata writes no such thing
+            return
+        given = anndata.read_h5ad(path) if readable(path) else None
+
+        def in_parts():
+            rvqa.encode(path, tokenizer(), out=out, obs=carried, progress=False, **reading)
+
+        results = []
+        for call in (lambda: rvqa.encode(path, tokenizer(), **reading), in_parts):
+            try:
+                results.append(call())
+                assert not list(Path(folder).glob("*.parts"))
+            except InputError as error:
+                results.append(error)
+        assert not any("\n" in str(each) for each in results if isinstance(each, InputError))
+        assert isinstance(results[0], InputError) == isinstance(results[1], InputError), results
+        if isinstance(results[0], InputError):
+            return
+        codes = rvqa.open_codes(out)
+        np.testing.assert_array_equal(results[0].obsm["rvqa_codes"], codes[:])
+        assert list(codes.obs.index) == list(map(str, adata.obs_names))
+        assert codes.obs.shape[1] == len(carried) + 1
+        if given is not None:
+            rvqa.encode(given, tokenizer(), **reading)
+            np.testing.assert_array_equal(given.obsm["rvqa_codes"], codes[:])
+
+
+def readable(path) -> bool:
+    """Whether anndata can read what it wrote."""
+    try:
+        anndata.read_h5ad(path)
+    except Exception:
+        return False
+    return True

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from unittest.mock import patch
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,30 @@ from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rvqa import genes
+from rvqa.aliases import AliasSource, AliasTable
 from rvqa.counts import raw_counts
 from rvqa.errors import InputError
-from rvqa.genes import CoverageWarning, GeneAxis, align, map_columns, refuse_transposed
+from rvqa.genes import (
+    CoverageWarning,
+    GeneAxis,
+    SharedGenes,
+    align,
+    coverage_sentence,
+    map_columns,
+    match_columns,
+    refuse_transposed,
+    require_shared,
+    shared_sentence,
+)
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
+
+DATA_FILES = (
+    *("pbmc3k_10x", "kang2018_ifnb_pbmc_2k", "kang2018_ctrl_pbmc_12k_1287genes", "zheng2017_sorted_pbmc_3500"),
+    *("pbmc5k_citeseq_4000genes", "pbmc68k_reduced_700", "he2020_bone_marrow_421genes", "tian2019_lung_cancer_lines"),
+    "papalexi2021_eccite_thp1_299genes",
+)
 
 
 def ensg(number: int) -> str:
@@ -37,6 +54,27 @@ def table(names, **columns) -> pd.DataFrame:
 
 def random_counts(rng, n_cells: int, n_genes: int) -> sp.csr_matrix:
     return sp.csr_matrix(rng.poisson(0.7, (n_cells, n_genes)).astype(np.float32))
+
+
+def random_axis(rng, n: int) -> GeneAxis:
+    """Few names, so that they meet in all ways."""
+    ids = [ensg(i) if rng.random() < 0.6 else "" for i in rng.choice(15, n, replace=False)]
+    symbols = rng.choice(15, n, replace=False)
+    names = [f"S{i}" if rng.random() < 0.8 or not name else name for i, name in zip(symbols, ids, strict=True)]
+    return GeneAxis(tuple(names), tuple(ids))
+
+
+def joined_genes(axes, union: GeneAxis, aliases: AliasSource) -> set[frozenset[tuple[int, int]]]:
+    """Genes as (file, place) that are one on the union; all must be on it, and two of a file never one."""
+    genes: dict[int, list[tuple[int, int]]] = {}
+    for file, axis in enumerate(axes):
+        column_map = match_columns(axis.to_frame().set_index("gene_symbol", drop=False), union, aliases=aliases)
+        assert (column_map >= 0).all()
+        assert len(set(column_map)) == len(column_map)
+        for place, gene in enumerate(column_map.tolist()):
+            genes.setdefault(gene, []).append((file, place))
+    assert len(genes) == len(union)
+    return set(map(frozenset, genes.values()))
 
 
 def same(a: sp.csr_matrix, b: sp.csr_matrix) -> bool:
@@ -120,21 +158,102 @@ class TestUnion:
         axes = [GeneAxis(("A",), (ensg(1),)), GeneAxis(("A",), (ensg(2),))]
         assert GeneAxis.union(axes) == axes[0]
 
+    @pytest.mark.parametrize("order", permutations(range(4)))
+    def test_a_file_with_both_names_joins_files_with_one_each(self, order):
+        n = 9
+        symbols, ids = tuple(f"S{i}" for i in range(n)), tuple(map(ensg, range(n)))
+        axes = [GeneAxis(symbols, ("",) * n), GeneAxis(ids, ids), GeneAxis(symbols[3:] + ids[:3], ids[3:] + ids[:3])]
+        axes.append(GeneAxis(symbols[:3][::-1], ids[:3][::-1]))
+        union = GeneAxis.union([axes[i] for i in order], aliases=False)
+        assert set(zip(union.symbols, union.ensembl_ids, strict=True)) == set(zip(symbols, ids, strict=True))
+
+    @pytest.mark.parametrize("order", permutations(range(3)))
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            # A symbol of two genes of one file stands for neither of them.
+            ([[("A", 1), ("B", 2)], [("A", 2)], [("A", 0)]], [[(0, 0)], [(0, 1), (1, 0)], [(2, 0)]]),
+            # Nor does a symbol stand for a gene that the same file has beside it.
+            ([[("A", 0), ("B", 1)], [("A", 1)], [("C", 3)]], [[(0, 0)], [(0, 1), (1, 0)], [(2, 0)]]),
+            # Ids that changed, one of them without a symbol elsewhere.
+            ([[("A", 1)], [("A", 2)], [("", 1)]], [[(0, 0), (1, 0), (2, 0)]]),
+            # Two such: either may be the gene.
+            ([[("A", 1)], [("A", 2)], [("", 1), ("", 2)]], [[(0, 0), (2, 0)], [(1, 0), (2, 1)]]),
+            # A gene has one symbol: the one that more files have.
+            ([[("A", 1), ("C", 0)], [("B", 1)], [("A", 0), ("D", 0)]], [[(0, 0), (1, 0), (2, 0)], [(0, 1)], [(2, 1)]]),
+        ],
+    )
+    def test_ambiguous_names_join_nothing_in_any_order(self, order, files, expected):
+        axes = [
+            GeneAxis(tuple(s or ensg(i) for s, i in file), tuple((i and ensg(i)) or "" for _, i in file))
+            for file in files
+        ]
+        union = GeneAxis.union([axes[i] for i in order], aliases=False)
+        assert joined_genes(axes, union, False) == {frozenset(each) for each in expected}
+
     @quick
-    @given(st.lists(st.tuples(seeds, st.integers(1, 12)), min_size=1, max_size=4))
-    def test_holds_every_gene_of_every_axis(self, drawn):
-        axes = []
-        for seed, n in drawn:
-            rng = np.random.default_rng(seed)
-            ids = [ensg(i) if rng.random() < 0.6 else "" for i in rng.choice(15, n, replace=False)]
-            names = [f"S{i}" if rng.random() < 0.8 or not name else name for i, name in enumerate(ids)]
-            axes.append(GeneAxis(tuple(names), tuple(ids)))
-        union = GeneAxis.union(axes)
-        assert GeneAxis.union([axes[0]]) == axes[0]
-        assert GeneAxis.union([union, *axes]) == union
-        with patch.object(genes, "FLOOR", 0), patch.object(genes, "LOW_COVERAGE", 0):
-            for axis in axes:
-                assert (align(axis.to_frame().set_index("gene_symbol", drop=False), union).column_map >= 0).all()
+    @given(st.lists(st.tuples(seeds, st.integers(1, 12)), min_size=1, max_size=4), seeds)
+    def test_holds_every_gene_of_every_axis_in_any_order(self, drawn, seed):
+        axes = [random_axis(np.random.default_rng(each), n) for each, n in drawn]
+        union = GeneAxis.union(axes, aliases=False)
+        assert GeneAxis.union([axes[0]], aliases=False) == axes[0]
+        assert GeneAxis.union([union, *axes], aliases=False) == union
+        order = np.random.default_rng(seed).permutation(len(axes))
+        turned = GeneAxis.union([axes[i] for i in order], aliases=False)
+        assert joined_genes(axes, union, False) == joined_genes(axes, turned, False)
+
+    @quick
+    @given(st.lists(st.tuples(seeds, st.integers(1, 12)), min_size=2, max_size=4), seeds)
+    def test_and_so_with_any_table(self, drawn, seed):
+        rng = np.random.default_rng(seed)
+        names = [[f"S{i}" for i in rng.choice(15, rng.integers(0, 3))] for _ in range(16)]
+        hgnc = AliasTable(
+            pd.DataFrame(
+                {
+                    "symbol": [f"S{i}" for i in range(8)],
+                    "alias_symbol": ["|".join(each) for each in names[:8]],
+                    "prev_symbol": ["|".join(each) for each in names[8:]],
+                    "ensembl_gene_id": [ensg(i) if rng.random() < 0.7 else "" for i in rng.permutation(15)[:8]],
+                    "status": "Approved",
+                }
+            )
+        )
+        axes = [random_axis(np.random.default_rng(each), n) for each, n in drawn]
+        union = GeneAxis.union(axes, aliases=hgnc)
+        assert len(union) <= len(GeneAxis.union(axes, aliases=False))
+        turned = GeneAxis.union([axes[i] for i in rng.permutation(len(axes))], aliases=hgnc)
+        assert joined_genes(axes, union, hgnc) == joined_genes(axes, turned, hgnc)
+
+
+class TestShared:
+    def test_says_how_many_genes_files_share(self):
+        whole, part = axis_of(200), axis_of(300).subset(range(100, 300))
+        union = GeneAxis.union([whole, part])
+        found = require_shared(["a", "b"], [whole, part.to_frame()], union)
+        assert found == SharedGenes(300, 100, (200, 200))
+        assert shared_sentence(found) == "genes: 300 in all, 100 shared by all 2 files"
+        assert shared_sentence(require_shared(["a"], [whole], whole)) == "genes: 200"
+
+    def test_refuses_a_file_that_is_named_in_another_way(self):
+        symbols = GeneAxis(tuple(f"S{i}" for i in range(4000)), ("",) * 4000)
+        ids = tuple(map(ensg, range(3997)))
+        other = GeneAxis((*ids, "S1", "S2", "S3"), (*ids, "", "", ""))
+        said = (
+            r"b\.h5ad shares 3 of its 4,000 genes with a\.h5ad \(4,000 genes\), .* like 'ENSG00000000000', "
+            r"'ENSG00000000001' in it and 'S0', 'S4' there\. .*var\['gene_symbol'\].*RVQA_REF_DIR"
+        )
+        with pytest.raises(InputError, match=said):
+            require_shared(["a.h5ad", "b.h5ad"], [symbols, other], GeneAxis.union([symbols, other]))
+        files = {"a": symbols, "b": other, "c": symbols, "d": other}
+        with pytest.raises(InputError, match=r"b shares 3 .* with the other files"):
+            require_shared(list(files), list(files.values()), GeneAxis.union(files.values()))
+
+    def test_files_are_linked_through_others(self):
+        axis = axis_of(3000)
+        panels = [axis.subset(range(0, 300)), axis.subset(range(2000, 2300)), axis]
+        require_shared("abc", panels, axis)
+        with pytest.raises(InputError, match="b shares 0 of its 300 genes with a "):
+            require_shared("ab", panels[:2], axis)
 
 
 class TestAlign:
@@ -212,6 +331,7 @@ class TestAlign:
         ("var", "said"),
         [
             (table([str(i) for i in range(300)]), "named like '0', '1'.*look like row numbers.*var_names"),
+            (table([str(i) for i in range(1, 301)]), "named like '1', '2'.*look like row numbers.*var_names"),
             (
                 table([str(1000 + 7 * i) for i in range(300)]),
                 "look like Entrez ids or other numbers, which are not read",
@@ -219,14 +339,36 @@ class TestAlign:
             (table([f"ENSMUSG{i:011d}" for i in range(300)]), "mouse genes.*orthologues"),
             (table(["Gm1992", "Xkr4", "Rp1", "4933401J01Rik"] * 30), "'Gm1992', 'Xkr4'.*mouse genes.*orthologues"),
             (table([f"ENSMUSG{i:011d}" for i in range(9)], gene_symbol=["Xkr4"] * 9), "'Xkr4'.*mouse genes"),
-            (table([f"GRCh38_S{i}" for i in range(300)]), "name of a genome: strip it"),
+            (table([f"mm10___S{i}" for i in range(300)]), "genes of mm10 and the model knows human ones"),
             (table(["C1orf43", "CD3D", "MS4A1"]), r"named like 'S0', 'S1'\. Put human gene symbols"),
             (table([]), "0 of the model's 60 genes found among 0 genes"),
+            (
+                table(range(60), note=["x"] * 60, xyz=pd.Categorical([f"S{i}" for i in range(60)])),
+                r"var\['xyz'\] holds 60 of them: adata\.var_names = adata\.var\['xyz'\]\.$",
+            ),
+            (
+                table(["Xkr4"] * 55, human=[f"GRCh38_{ensg(i)}.2" if i % 3 else f"S{i}" for i in range(55)]),
+                "holds 55 of",
+            ),
+            (table(["Xkr4"] * 60, few=[f"S{min(i, 48)}" for i in range(60)]), "look like mouse genes"),
         ],
     )
     def test_says_what_the_names_look_like(self, var, said):
         with pytest.raises(InputError, match=said):
             align(var, axis_of(60))
+
+    def test_the_column_it_names_is_the_one_to_take(self):
+        adata = AnnData(var=table([str(i) for i in range(60)], xyz=pd.Categorical([f"S{i}" for i in range(60)])))
+        adata.var_names = adata.var["xyz"]
+        assert align(adata, axis_of(60)).coverage == 1
+
+    def test_reports_what_was_left_out(self):
+        found = align(table(axis_of(60).symbols), axis_of(60), left_out={"Custom": 2})
+        assert found.report()["left_out"] == {"Custom": 2}
+        assert found.summary().endswith("0 not. 2 features are not genes and were left out (Custom 2).")
+        report = align(table(axis_of(60).symbols), axis_of(60)).report()
+        assert report.pop("left_out") == {}
+        assert coverage_sentence(report).endswith(", 0 not.")
 
     def test_refuses_mouse_genes_that_match_by_chance(self):
         axis = axis_of(4000)
@@ -347,3 +489,20 @@ class TestRealFiles:
         for adata in files:
             mapped = map_columns(adata.X, align(adata, union))
             assert mapped.sum(dtype=np.float64) == adata.X.sum(dtype=np.float64)
+
+    def test_any_two_files_share_enough_and_any_order_is_the_same(self, read):
+        axes = [GeneAxis.from_adata(read(name)) for name in DATA_FILES]
+        union = GeneAxis.union(axes, aliases=False)
+        turned = GeneAxis.union(axes[::-1], aliases=False)
+        assert joined_genes(axes, union, False) == joined_genes(axes, turned, False)
+        found = require_shared(DATA_FILES, axes, union, aliases=False)
+        assert found.n_by_file == tuple(map(len, axes))
+        for pair in combinations(axes, 2):
+            require_shared("ab", pair, union, aliases=False)
+        # The same files, some with symbols and others with Ensembl ids alone, have nothing to do with each other.
+        for whole in (each for each in axes if len(each) > 8000):
+            ids = [name for name in whole.ensembl_ids if name]
+            by_id, by_symbol = GeneAxis(tuple(ids), tuple(ids)), GeneAxis(whole.symbols, ("",) * len(whole))
+            for pair in ((by_id, by_symbol), (by_symbol, by_id)):
+                with pytest.raises(InputError, match=r"[ab] shares (0|353) of its"):
+                    require_shared("ab", pair, GeneAxis.union(pair, aliases=False), aliases=False)

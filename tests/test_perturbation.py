@@ -9,6 +9,7 @@ from rvqa.codes import cell_codes
 from rvqa.counts import raw_counts
 from rvqa.demo import SIMULATED
 from rvqa.errors import InputError
+from rvqa.genes import align
 from rvqa.perturbation import PRIOR_COUNTS, decode_counts, residual_ratios
 
 
@@ -34,7 +35,7 @@ def test_what_comes_back(cells, model):
     predicted = predict(cells, model, n_samples=2)
     control = cells[cells.obs["condition"] == "control"]
     assert predicted.shape == (2 * control.n_obs, len(model.cell_tokenizer.axis))
-    assert list(predicted.obs["control_cell"][::2]) == list(control.obs_names)
+    assert list(predicted.obs["rvqa_control_cell"][::2]) == list(control.obs_names)
     assert predicted.obs_names.is_unique
     assert (predicted.obs["condition"] == SIMULATED).all()
     raw_counts(predicted)  # refuses anything but counts
@@ -60,7 +61,7 @@ def test_counts_follow_their_mean_and_the_depth_of_the_control_cell(cells, model
     mean = predicted.layers["mean"].astype(np.float64).sum()
     drawn = predicted.X.sum(dtype=np.float64)
     assert drawn == pytest.approx(mean, rel=0.02)
-    depth = cells.obs["depth"].loc[predicted.obs["control_cell"]].to_numpy()
+    depth = cells.obs["depth"].loc[predicted.obs["rvqa_control_cell"]].to_numpy()
     share = predicted.layers["mean"].sum(1) / depth
     assert share.max() < 1.5
     assert np.corrcoef(np.asarray(predicted.X.sum(1)).ravel(), depth)[0, 1] > 0.5
@@ -70,12 +71,12 @@ def test_writing_the_control_codes_again_predicts_no_change(cells, model):
     """The correction makes the decoded controls of a type add up to the measured ones, gene by gene."""
     control = cells[cells.obs["condition"] == "control"].copy()
     tokenizer = model.cell_tokenizer
-    codes, alignment = cell_codes(control, tokenizer, layer=None, library_size_key="depth")
+    codes, _ = cell_codes(control, tokenizer, layer=None, library_size_key="depth")
     symbols = list(tokenizer.axis.symbols)
     counts = sp.csr_matrix(control[:, symbols].X)
     depth = control.obs["depth"].to_numpy()
     types = control.obs["label"].to_numpy(dtype=object)
-    ratio = residual_ratios(tokenizer, counts, alignment.measured, depth, codes, types)
+    ratio = residual_ratios(tokenizer, counts, align(control, tokenizer.axis).measured, depth, codes, types)
     mean, _ = decode_counts(tokenizer, codes, depth, types, ratio, np.random.default_rng(0))
     for name in ("Dendritic", "CD14+ Monocyte"):
         rows = types == name
@@ -98,7 +99,7 @@ def test_the_taught_response_is_predicted_for_taught_types(cells, model):
 
     (before, seen), (after, _) = share(rows & ~treated), share(rows & treated)
     predicted = predict(cells[rows].copy(), model, n_samples=4)
-    depth = cells.obs["depth"].loc[predicted.obs["control_cell"]].sum()
+    depth = cells.obs["depth"].loc[predicted.obs["rvqa_control_cell"]].sum()
     written = (predicted.layers["mean"].sum(0) + 1) / depth
     strong = (np.abs(np.log(after / before)) > np.log(2)) & (seen >= 20)
     assert strong.sum() >= 5

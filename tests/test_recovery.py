@@ -186,6 +186,156 @@ class TestRefusals:
                 recover_counts(logs)
 
 
+def log1p_of(values: sp.csr_matrix) -> sp.csr_matrix:
+    """log1p in float32 of values that were not normalised."""
+    logs = values.astype(np.float32)
+    np.log1p(logs.data, out=logs.data)
+    return logs
+
+
+def best(counts: sp.csr_matrix, n_genes: int) -> np.ndarray:
+    """The genes found in most cells, in their order."""
+    return np.sort(np.argsort(-np.bincount(counts.indices, minlength=counts.shape[1]), kind="stable")[:n_genes])
+
+
+def downsampled(counts: sp.csr_matrix, total: int) -> sp.csr_matrix:
+    """As sc.pp.downsample_counts does: cells above `total` are drawn down to it, the others stay."""
+    rng = np.random.default_rng(0)
+    drawn = counts.copy()
+    for rows in map(slice, drawn.indptr[:-1], drawn.indptr[1:]):
+        of = drawn.data[rows].astype(np.int64)
+        if of.sum() > total:
+            drawn.data[rows] = rng.multivariate_hypergeometric(of, total)
+    drawn.eliminate_zeros()
+    return drawn
+
+
+def pbmc(read, n_cells: int = 300) -> tuple[sp.csr_matrix, np.ndarray, sp.csr_matrix]:
+    """Real cells with all genes, their depths, and the same cells cut to 600 genes with enough values in each."""
+    counts = read("pbmc3k_10x").X
+    part = counts[:, best(counts, 600)]
+    kept = np.flatnonzero(np.diff(part.indptr) >= 2 * MIN_VALUES)[:n_cells]
+    return counts[kept], depth_of(counts[kept]), part[kept]
+
+
+class TestInventedDepth:
+    """A shared factor proves no target: the library sizes are the sums of the counts, and `scale` is None."""
+
+    def check(self, logs: sp.csr_matrix, counts: sp.csr_matrix, scale: float | None = None) -> None:
+        found = recover_counts(logs)
+        assert equal(found.counts, counts)
+        assert (found.scale, found.library_size.tolist()) == (scale, depth_of(counts).tolist())
+
+    @pytest.mark.parametrize("kind", ["float32", "float64", "3"])
+    @pytest.mark.parametrize("factor", [1, 1 / 2, 3, 1 / 10, 0.7])
+    def test_one_factor(self, read, kind, factor):
+        counts, _, part = pbmc(read)
+        for some in (counts, part, counts[:1], part[:1], part[:2]):
+            # `logs_of` divides by depth / target, so this multiplies all cells by one factor.
+            self.check(logs_of(some, kind, np.full(some.shape[0], 1e4), factor * 1e4), some)
+
+    @pytest.mark.parametrize("factors", [(1, 1 / 2), (1, 1 / 4, 1 / 5, 1 / 8), tuple(1 / k for k in range(1, 21))])
+    def test_one_factor_a_batch(self, read, factors):
+        counts, _, part = pbmc(read)
+        batch = np.resize(factors, counts.shape[0])
+        for some in (counts, part):
+            self.check(logs_of(some, "float64", 1 / batch, 1), some)
+
+    @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
+    @pytest.mark.parametrize("target", [1e4, 1e6])
+    def test_a_part_was_never_normalised(self, read, share, target):
+        counts, depth, part = pbmc(read)
+        raw = np.random.default_rng(0).permutation(depth.size) < share * depth.size
+        for some in (counts, part):
+            self.check(logs_of(some, "float32", np.where(raw, target, depth), target), some)
+
+    def test_a_part_has_another_target(self, read):
+        counts, depth, part = pbmc(read)
+        other = np.arange(depth.size) % 2 == 0  # a quarter would show for 100 and 5, not for 2
+        for smaller, larger in ((1e4, 1e6), (5e3, 1e4), (2e3, 1e4)):
+            for some in (counts, part):
+                target = np.where(other, smaller, larger)
+                self.check(logs_of(some, "float32", depth / target, 1), some)
+
+    def test_targets_below_the_usual_ones(self, read):
+        _, depth, part = pbmc(read)
+        for target in (2e3, 5e3, 2e4, 5e5):  # each library size times 1e4 / target or 1e6 / target is whole as well
+            self.check(logs_of(part, "float64", depth, target), part)
+
+    def test_few_different_factors(self, read):
+        _, depth, part = pbmc(read)
+        for n_cells in (1, 2, 5, 15):
+            self.check(logs_of(part[:n_cells], "float64", depth[:n_cells]), part[:n_cells])
+        found = recover_counts(logs_of(part[:60], "float32", depth[:60]))
+        assert (found.scale, found.library_size.tolist()) == (1e4, depth[:60].tolist())
+
+    def test_cells_of_equal_totals(self, read):
+        counts, depth, _ = pbmc(read)
+        total = int(depth.min())
+        even = downsampled(counts, total)
+        self.check(logs_of(even), even, scale=1e4)
+        self.check(log1p_of(even), even, scale=total)  # what the rows sum to, and it is what they were scaled to
+        part = even[:, best(even, 600)]
+        part = part[np.diff(part.indptr) >= 2 * MIN_VALUES]
+        self.check(logs_of(part, depth=np.full(part.shape[0], float(total))), part)
+        most = downsampled(counts, int(np.median(depth)))
+        self.check(logs_of(most), most, scale=1e4)
+        self.check(log1p_of(most), most)
+
+    def test_targets_are_proven_as_before(self, read):
+        counts, depth, part = pbmc(read)
+        for target in (1e4, 1e5, 1e6):
+            for kind in ("float32", "float64", "3"):
+                found = recover_counts(logs_of(part, kind, depth, target))
+                assert equal(found.counts, part)
+                assert found.scale == target
+                assert np.abs(found.library_size - depth).max() <= (2 if kind == "3" else 0)
+                self.check(logs_of(counts[:60], "float32", target=target), counts[:60], scale=target)
+
+
+class TestDepthColumn:
+    """log1p of counts that nobody normalised, with a column of library sizes: these are just the cells' depths."""
+
+    @pytest.mark.parametrize("kind", ["float32", "float64", "3"])
+    @pytest.mark.parametrize("factor", [1, 1 / 2, 3])
+    def test_is_kept(self, read, kind, factor):
+        counts, depth, part = pbmc(read)
+        few = part[:, best(part, 300)[::25]]
+        assert (np.diff(few.indptr) < MIN_VALUES).all()  # no cell is certain alone
+        filled = np.diff(few.indptr) > 0
+        for some, of in ((counts, depth), (part, depth), (few[filled], depth[filled])):
+            found = recover_counts(logs_of(some, kind, np.full(of.size, 1e4), factor * 1e4), library_size=of)
+            assert equal(found.counts, some)
+            assert (found.scale, found.library_size.tolist()) == (None, of.tolist())
+
+    def test_a_batch_with_a_multiple_of_the_factor_is_refused(self, read):
+        _, depth, part = pbmc(read)
+        few = part[:, best(part, 300)[::25]]
+        filled = np.diff(few.indptr) > 0
+        doubled = few[filled].copy()
+        doubled[::2] *= 2  # the same values as of these counts times 1 and of those times 2
+        with pytest.raises(InputError, match="not those that it was normalised with"):
+            recover_counts(log1p_of(doubled), library_size=depth[filled])
+
+    def test_below_the_counts_is_refused(self, read):
+        counts, depth, _ = pbmc(read)
+        depth[3] -= 1
+        with pytest.raises(InputError, match="1 library sizes are below the sum of the counts of their cell"):
+            recover_counts(log1p_of(counts), library_size=depth)
+
+    def test_of_another_file_is_refused(self, read):
+        counts, depth, _ = pbmc(read)
+        with pytest.raises(InputError, match="not those that it was normalised with"):
+            recover_counts(logs_of(counts), library_size=depth[::-1])
+
+    def test_reaches_the_reader(self, read):
+        _, depth, part = pbmc(read)
+        adata = AnnData(log1p_of(part), obs={"total": depth})
+        assert read_counts(adata, library_size_key="total", recover=True).library_size.tolist() == depth.tolist()
+        assert read_counts(adata, recover=True).library_size.tolist() == depth_of(part).tolist()
+        assert not read_counts(adata, recover=True).given
+
+
 class TestWiring:
     def test_only_when_asked_and_only_log1p(self):
         counts = cells()

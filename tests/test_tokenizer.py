@@ -106,6 +106,42 @@ def test_save_and_load_are_exact(pbmc_tokenizer, read, tmp_path):
     ]
 
 
+def test_tables_are_kept_until_a_codeword_changes(pbmc_tokenizer, tmp_path, monkeypatch):
+    """Whatever changes it: in place, under inference mode, behind autograd's back, from a file, by another backend."""
+    pbmc_tokenizer.save_pretrained(tmp_path)
+    tokenizer = CellTokenizer.from_pretrained(tmp_path)
+    codes = np.zeros((1, 8), dtype=np.uint8)
+    expected = pbmc_tokenizer.codebooks_MKD[:, 0].sum(0).numpy()
+    first = tokenizer.tables
+    assert tokenizer.tables is first
+
+    def copied(codebooks):
+        codebooks.data.copy_(2 * codebooks)
+
+    def filled(codebooks):
+        with torch.inference_mode():
+            codebooks.mul_(2)
+
+    def replaced(codebooks):
+        tokenizer.codebooks_MKD = 2 * codebooks
+
+    def shared(codebooks):
+        codebooks.numpy()[:] *= 2
+
+    for times, change in enumerate((lambda codebooks: codebooks.mul_(2), copied, filled, replaced, shared), start=1):
+        change(tokenizer.codebooks_MKD)
+        np.testing.assert_allclose(tokenizer.quantized_latent(codes)[0], 2**times * expected, rtol=1e-5, atol=1e-6)
+        assert tokenizer.tables is tokenizer.tables is not first
+    tokenizer.load_state_dict(pbmc_tokenizer.state_dict())
+    np.testing.assert_array_equal(tokenizer.quantized_latent(codes), pbmc_tokenizer.quantized_latent(codes))
+    native = tokenizer.tables
+    monkeypatch.setenv("RVQA_BACKEND", "reference")
+    assert tokenizer.tables is not native
+    tokenizer.codebooks_MKD[0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match="codebooks"):
+        tokenizer.tables  # noqa: B018
+
+
 def test_damaged_directories_are_refused(pbmc_tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
         CellTokenizer.from_pretrained(tmp_path)

@@ -310,6 +310,13 @@ def test_transposed(cells, pbmc_tokenizer, names):
         rvqa.encode(turned, pbmc_tokenizer, layer="raw")
 
 
+@pytest.mark.parametrize("prefix", ["GRCh38_", "GRCh38-", "GRCh38______", "hg19_"])
+def test_the_name_of_the_human_genome_before_names_is_read_past(cells, codes, pbmc_tokenizer, names, prefix):
+    assert np.array_equal(
+        codes_of(renamed(cells, [f"{prefix}{name}" for name in names["symbols"]]), pbmc_tokenizer), codes
+    )
+
+
 def test_names_of_other_kinds(cells, pbmc_tokenizer, names):
     known = [not name.startswith("unknown") for name in names["symbols"]]
     first = np.cumsum(known) <= 40
@@ -321,7 +328,7 @@ def test_names_of_other_kinds(cells, pbmc_tokenizer, names):
         ([f"ENSMUSG{i:011d}" for i in range(cells.n_vars)], "These look like mouse genes"),
         (entrez, "These look like Entrez ids or other numbers, which are not read.*Put human gene symbols or Ensembl"),
         ([str(i) for i in range(cells.n_vars)], "These look like row numbers"),
-        ([f"GRCh38_{name}" for name in names["symbols"]], "name of a genome: strip it"),
+        ([str(i + 1) for i in range(cells.n_vars)], "These look like row numbers"),
     ):
         with pytest.raises(InputError, match=said):
             codes_of(renamed(cells, genes), pbmc_tokenizer)

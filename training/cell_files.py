@@ -3,25 +3,24 @@
 What a file says of its cells is read whole; counts stay where they are, and are checked as they are read first.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from rvqa.atlas.sources import Source, open_source
+from rvqa.atlas.sources import Layers, Source, anndata_of, layer_of, open_source, read_cells
 from rvqa.counts import CellCounts, canonical_csr, read_counts
 from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
 from rvqa.evaluation.studies import CellTable, depth_column, table_columns
-from rvqa.files import DIAGNOSED, read_h5ad, warn_of_repeated
+from rvqa.files import warn_of_repeated
 from rvqa.genes import GeneAxis, match_columns
+from rvqa.obs import as_text
 from rvqa.training.tokenizer_cells import in_blocks
 
 
@@ -44,7 +43,7 @@ class CellFile:
     source: Source
     obs: pd.DataFrame
     cells: CellTable
-    layer: str | None = None
+    layer: str | Layers | None = None
 
     @classmethod
     def open(
@@ -55,7 +54,7 @@ class CellFile:
         labels: str,
         donor: str,
         condition: str,
-        layer: str | None = None,
+        layer: str | Layers | None = None,
         table: Mapping[str, str] | None = None,
     ) -> "CellFile":
         """Open an `.h5ad` file or `.zarr` store; its counts are not read.
@@ -74,18 +73,20 @@ class CellFile:
         rvqa.errors.InputError
             No such file, or not one of AnnData.
         """
-        source = open_source(path, layer=layer, scratch=scratch, say=lambda text: None)
+        source = open_source(path, layer=layer, scratch=scratch)
         with about(path):
-            obs = source.table(table_columns(labels, donor, condition))
+            obs = source.obs.table(table_columns(labels, donor, condition))
             columns = {"labels": labels, "donor": donor, "condition": condition}
-            told = CellTable.of(_anndata(obs=obs), path.stem, table=table, **columns)
+            told = CellTable.of(anndata_of(obs=obs), path.stem, table=table, **columns)
+        source.require_counts()
         warn_of_repeated(path, obs.index)
         key = depth_column(obs)
         return cls(source, obs[[] if key is None else [key]], told, layer)
 
     def take(self, rows_N: np.ndarray, control: Sequence[str]) -> "FileCells":
         """Cells of a mask; conditions that mean none are named by `control`."""
-        condition_N = np.where(np.isin(self.cells.condition_N, list(control)), "", self.cells.condition_N)
+        controls = [as_text(each) for each in control]
+        condition_N = np.where(np.isin(self.cells.condition_N, controls), "", self.cells.condition_N)
         return FileCells(self, np.flatnonzero(rows_N), self.cells.label_N[rows_N], condition_N[rows_N])
 
 
@@ -173,18 +174,10 @@ class FileCells:
         key, path = depth_column(self.file.obs), self.file.source.path
         with about(self.file.source.name):
             try:
-                block = _anndata(X=counts, obs=self.file.obs.iloc[rows], var=self.var)
-                return read_counts(block, library_size_key=key)
+                block = anndata_of(X=counts, obs=self.file.obs.iloc[rows], var=self.var)
+                return read_counts(block, library_size_key=key, part=True)
             except InputError:
-                if path is not None and path.is_file() and path.stat().st_size <= DIAGNOSED:
-                    read_counts(
-                        read_h5ad(path), layer=self.file.layer, library_size_key=key
-                    )  # says more, having seen all of it
+                if path is not None and self.file.source.small:  # having seen all of it, more can be said
+                    layer = layer_of(self.file.layer, path)
+                    read_counts(read_cells(path, layer=layer, whole=True), layer=layer, library_size_key=key)
                 raise
-
-
-def _anndata(**parts: Any) -> AnnData:
-    """An AnnData, without its word on names that repeat."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* names are not unique", UserWarning)
-        return AnnData(**parts)

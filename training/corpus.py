@@ -1,7 +1,7 @@
 """Examples the language model learns from: cells of the references put into the templates of `rvqa.prompts`.
 
 annotate   every labelled cell, its codes read at a random depth and panel
-generate   every labelled cell from its label and condition
+generate   every labelled cell from its label and condition, where that is known
 perturb    every perturbed cell from a random control cell of the same label and file; and control cells from other
            control cells under the condition "control", which teaches types never seen perturbed to stay themselves
 """
@@ -82,7 +82,9 @@ class Corpus:
         self.file_N = np.repeat(np.arange(len(references)), [each.adata.n_obs for each in references])
         used_N = self.label_N != "" if aside_N is None else (self.label_N != "") & ~aside_N
         self.labelled = np.flatnonzero(used_N)
-        perturbed = np.flatnonzero(used_N & (self.condition_N != ""))
+        said_N = np.array([condition is not None for condition in self.condition_N], dtype=bool)
+        self.told = np.flatnonzero(used_N & said_N)
+        perturbed = np.flatnonzero(used_N & said_N & (self.condition_N != ""))
         control = np.flatnonzero(used_N & (self.condition_N == ""))
         self._controls = dict(self._groups(control, self.file_N, self.label_N))
         self.perturbed = np.array([cell for cell in perturbed.tolist() if len(self.partners(cell))], dtype=np.int64)
@@ -113,7 +115,7 @@ class Corpus:
     def epoch(self, batch_size: int) -> list[Batch]:
         """Batches of one epoch, each of one task, in random order."""
         rng, settings = self.rng, self.settings
-        generated = rng.choice(self.labelled, round(settings.generate_share * len(self.labelled)), replace=False)
+        generated = rng.choice(self.told, round(settings.generate_share * len(self.told)), replace=False)
         kept = rng.choice(self.unchanged, round(settings.unchanged_share * len(self.unchanged)), replace=False)
         targets = np.concatenate([np.repeat(self.perturbed, settings.perturb_repeats), kept])
         controls = np.array([rng.choice(self.partners(cell)) for cell in targets.tolist()], dtype=np.int64)

@@ -13,15 +13,16 @@ from anndata import AnnData
 import rvqa
 from rvqa.annotation import label_scores
 from rvqa.errors import InputError, InputWarning
+from rvqa.genes import shared_sentence
 from rvqa.model import Card, Model
-from rvqa.obs import nearest
+from rvqa.obs import nearest, quoted
 from rvqa.prompts import PromptEncoder
 from rvqa.training.backbone import load_backbone, open_base
 from rvqa.training.calibration import set_aside, temperature
 from rvqa.training.corpus import Corpus, CorpusSettings, texts, words
 from rvqa.training.cpt import LanguageSettings, pretrain
 from rvqa.training.reference import Reference, read_reference
-from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer
+from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer, shared_genes
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,17 @@ def fit(
     loss = pretrain(language_model, corpus, settings.language, progress=progress)
     ontology_ids = {label: term for each in references for label, term in each.ontology_ids.items()}
     training = {
-        "references": [{"name": each.name, "cells": each.adata.n_obs, "genes": len(each.var)} for each in references],
+        "references": [
+            {
+                "name": each.name,
+                "cells": each.adata.n_obs,
+                "genes": len(each.var),
+                "counts_from": each.place,
+                "left_out": dict(each.left_out),
+            }
+            for each in references
+        ],
+        "genes": shared_sentence(shared_genes(references)),
         "base": None if base is None else str(base),
         "settings": asdict(settings),
         "loss": loss,
@@ -132,19 +143,23 @@ def fit_files(
     names: Sequence[str] | None = None,
     labels: str | None,
     condition: str | None = None,
-    control: str | None = None,
-    layer: str | None = None,
+    control: str | Sequence[str] | None = None,
+    layer: str | Sequence[str | None] | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
     base: str | Path | None = None,
     settings: FitSettings | None = None,
     progress: bool = True,
 ) -> Model:
-    """`fit` for AnnData objects that share the names of their columns; arguments as for `read_reference` and `fit`."""
+    """`fit` for AnnData objects that share the names of their columns; arguments as for `read_reference` and `fit`.
+
+    `layer` may be a sequence: the one of each file.
+    """
     if condition is not None and not any(condition in adata.obs for adata in files):
         known = sorted({str(key) for adata in files for key in adata.obs})
         raise InputError(f"No reference has a column {condition!r} in obs. {nearest(condition, known)}")
-    named = zip(names or [f"reference {i + 1}" for i in range(len(files))], files, strict=True)
+    layers = [layer] * len(files) if layer is None or isinstance(layer, str) else layer
+    given = zip(names or [f"reference {i + 1}" for i in range(len(files))], files, layers, strict=True)
     references = [
         read_reference(
             adata,
@@ -152,15 +167,16 @@ def fit_files(
             labels=labels,
             condition=condition,
             control=control,
-            layer=layer,
+            layer=own,
             library_size_key=library_size_key,
             recover=recover,
         )
-        for name, adata in named
+        for name, adata, own in given
     ]
     if condition is not None and not words(references)[1]:
+        named = quoted([control] if isinstance(control, str) else control or ())
         raise InputError(
-            f"obs[{condition!r}] is {control!r} in all cells: nothing is perturbed. Add perturbed cells, or leave the "
+            f"obs[{condition!r}] is {named} in all cells: nothing is perturbed. Add perturbed cells, or leave the "
             "condition out."
         )
     return fit(references, base=base, settings=settings, progress=progress)

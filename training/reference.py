@@ -1,7 +1,8 @@
 """Reference cells to learn from: counts, labels and conditions of one file, checked before anything is fitted."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,9 @@ from anndata import AnnData
 
 from rvqa import counts as counting
 from rvqa.depth import GeneShares
-from rvqa.errors import InputError, about
+from rvqa.errors import InputError, InputWarning, about
 from rvqa.genes import GeneAxis
-from rvqa.obs import column, labels_of, nearest
+from rvqa.obs import column, conditions_of, labels_of, nearest, quoted, split_names, texts
 from rvqa.training.tokenizer_cells import in_blocks
 
 ONTOLOGY_COLUMN = "cell_type_ontology_term_id"
@@ -36,9 +37,13 @@ class Reference:
     labels: np.ndarray
     """Cell type, object [N]; "" where unlabelled."""
     conditions: np.ndarray
-    """Perturbation, object [N]; "" for control cells."""
+    """Perturbation, object [N]; "" for control cells, None where the file does not say."""
     ontology_ids: dict[str, str]
     """Cell Ontology id of a label, where the file gives one."""
+    place: str = "X"
+    """Where in the file the counts were."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of features of each kind that are not genes."""
 
     @property
     def axis(self) -> GeneAxis:
@@ -66,7 +71,7 @@ def read_reference(
     name: str = "reference",
     labels: str | None = None,
     condition: str | None = None,
-    control: str | None = None,
+    control: str | Sequence[str] | None = None,
     layer: str | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
@@ -82,8 +87,8 @@ def read_reference(
     labels
         Column of `adata.obs` with cell types; missing, "" and "unlabeled" are unlabelled cells.
     condition, control
-        Column of `adata.obs` with perturbations, and its value for control cells. Without a column, or where it is
-        absent from this file, all cells are control cells.
+        Column of `adata.obs` with perturbations, and its value or values for control cells. Without a column, or where
+        it is absent from this file, all cells are control cells; a cell without a value is neither.
     layer, library_size_key, recover
         As in `rvqa.encode`.
 
@@ -101,7 +106,7 @@ def _read(
     name: str,
     labels: str | None,
     condition: str | None,
-    control: str | None,
+    control: str | Sequence[str] | None,
     layer: str | None,
     library_size_key: str | None,
     *,
@@ -125,13 +130,27 @@ def _read(
                     ontology.setdefault(label, term)
     condition_N = np.full(adata.n_obs, "", dtype=object)
     if condition is not None and condition in adata.obs:
-        values = column(adata, condition)
-        if control not in set(values):
-            offered = nearest(str(control), set(values))
+        values = texts(adata.obs[condition]) if condition in adata.obs else []
+        names = split_names([control] if isinstance(control, str) else control or (), values)
+        condition_N = conditions_of(adata, condition, names)
+        if not (condition_N == "").any():
+            offered = nearest(names[0] if names else "", {each for each in condition_N if each})
             raise InputError(
-                f"obs[{condition!r}] has no {control!r}, so no control cells. {offered} Give the control's."
+                f"obs[{condition!r}] has no {quoted(names)}, so no control cells. {offered} Give the control's."
             )
-        condition_N = np.where(values == control, "", values)
+        if unknown := sum(each is None for each in condition_N):
+            message = f"{name}: {unknown:,} of {adata.n_obs:,} cells have no value in obs[{condition!r}]"
+            warnings.warn(f"{message}; they count neither as control nor as perturbed.", InputWarning, stacklevel=4)
     return Reference(
-        name, adata, cells.var, cells.counts, cells.library_size, cells.given, label_N, condition_N, ontology
+        name,
+        adata,
+        cells.var,
+        cells.counts,
+        cells.library_size,
+        cells.given,
+        label_N,
+        condition_N,
+        ontology,
+        cells.place,
+        cells.left_out,
     )

@@ -9,25 +9,44 @@ Sources: VQ-VAE codebooks by exponential moving averages (van den Oord et al. 20
 depth (SoundStream, Zeghidour et al. 2021), k-means++ (Arthur & Vassilvitskii 2007).
 """
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rvqa.counts import log1p_normalise
 from rvqa.depth import GeneShares
-from rvqa.errors import InputError
-from rvqa.genes import GeneAxis, match_columns
-from rvqa.kernels import ops
+from rvqa.errors import InputError, InputWarning
+from rvqa.genes import GeneAxis, SharedGenes, align, match_columns, require_shared
 from rvqa.tokenizer import CellTokenizer, CellTokenizerConfig
 from rvqa.training.processes import Processes
-from rvqa.training.tokenizer_cells import Cells, TokenizerCells, gather, latents, on_axis
+from rvqa.training.tokenizer_cells import Cells, TokenizerCells, gather, on_axis
 from rvqa.training.tokenizer_checkpoint import CheckpointFolder, identity
-from rvqa.training.tokenizer_run import Run
+from rvqa.training.tokenizer_run import Run, fill_codebooks
 from rvqa.training.tokenizer_settings import TokenizerSettings, preset
 
-__all__ = ["TokenizerSettings", "fit_tokenizer", "preset", "select_genes"]
+__all__ = ["TokenizerSettings", "fit_tokenizer", "preset", "select_genes", "shared_genes"]
+
+
+def shared_genes(references: Sequence[Cells]) -> SharedGenes:
+    """How many genes the files have and share, for `rvqa.genes.shared_sentence`.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A file that shares almost no gene with the others.
+    """
+    return _all_genes(references)[1]
+
+
+def _all_genes(references: Sequence[Cells]) -> tuple[GeneAxis, SharedGenes]:
+    """Genes of all files, each once, and what the files share."""
+    axis = GeneAxis.union([reference.axis for reference in references])
+    return axis, require_shared([each.name for each in references], [each.var for each in references], axis)
 
 
 def select_genes(references: Sequence[Cells], n_top_genes: int) -> GeneAxis:
@@ -36,8 +55,13 @@ def select_genes(references: Sequence[Cells], n_top_genes: int) -> GeneAxis:
     In each file, genes seen in at least 10 cells are ranked by the log of variance over mean of log1p counts per
     10,000, standardised within 20 bins of the mean (after Satija et al. 2015, who take it before the logarithm, where a
     few cells with many counts decide). A gene takes its best rank over the files.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A file that shares almost no gene with the others, or fewer than 50 genes that are seen.
     """
-    axis = GeneAxis.union([reference.axis for reference in references])
+    axis, _ = _all_genes(references)
     best_G = np.full(len(axis), np.inf)
     for reference in references:
         mean_G, square_G, cells_G = (np.zeros(len(axis)) for _ in range(3))
@@ -66,15 +90,22 @@ def select_genes(references: Sequence[Cells], n_top_genes: int) -> GeneAxis:
 
 
 def gene_shares(references: Sequence[Cells]) -> GeneShares:
-    """Share of all counts that every gene takes, from files that may measure different ones."""
-    axis = GeneAxis.union([reference.axis for reference in references])
+    """Share of all counts that every gene takes, from files that may measure different ones.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A file that shares almost no gene with the others.
+    """
+    axis, _ = _all_genes(references)
     totals_FG = np.zeros((len(references), len(axis)))
     measured_FG = np.zeros(totals_FG.shape, dtype=bool)
     depth_F = np.full(len(references), np.nan)
     for file, reference in enumerate(references):
         column_map = match_columns(reference.var, axis)
-        np.add.at(totals_FG[file], column_map, reference.gene_totals())  # every column is known
-        measured_FG[file, column_map] = True
+        known = column_map >= 0  # all, unless a file names a gene in two ways
+        np.add.at(totals_FG[file], column_map[known], reference.gene_totals()[known])
+        measured_FG[file, column_map[known]] = True
         if reference.given:
             depth_F[file] = reference.library_size.sum()
     return GeneShares.estimate(axis, totals_FG, measured_FG, depth_F)
@@ -116,7 +147,8 @@ def fit_tokenizer(
     Returns
     -------
     CellTokenizer
-        In evaluation mode.
+        In evaluation mode. Every code of every level is the code of at least one cell of the fit, as `encode` gives it
+        on this machine type; an `InputWarning` says where the cells are too alike for that.
 
     Raises
     ------
@@ -156,8 +188,10 @@ def fit_tokenizer(
             run.restore(state)
         processes.require_same(f"{same} {run.step}")
         run.run(progress=progress, checkpoint=folder)
-    _set_dispersion(tokenizer, cells)
-    return tokenizer.eval()
+    latent_ND = _latents_as_encoded(tokenizer.cpu().eval(), cells)
+    _use_every_code(tokenizer, latent_ND, processes)
+    _set_dispersion(tokenizer, cells, tokenizer.quantize(latent_ND))
+    return tokenizer
 
 
 def _gathered(
@@ -194,10 +228,36 @@ def _set_statistics(tokenizer: CellTokenizer, cells: TokenizerCells, settings: T
     tokenizer.log_share_G.copy_(torch.from_numpy(np.log(share_G)))
 
 
-def _set_dispersion(tokenizer: CellTokenizer, cells: TokenizerCells) -> None:
-    """Negative binomial dispersion of each gene by moments: sum((c - m)^2 - c) = dispersion x sum(m^2). On the CPU."""
-    codes_NM = ops.residual_quantize(latents(tokenizer, cells), tokenizer.tables).cpu().numpy()
-    tokenizer.cpu()
+def _latents_as_encoded(tokenizer: CellTokenizer, cells: TokenizerCells) -> Tensor:
+    """Latents [N, D] with the bits that `CellTokenizer.encode` quantizes; the dense layers round differently."""
+    latent_ND = torch.empty(len(cells.library_size), tokenizer.config.latent)
+    own = align(tokenizer.axis.to_frame(), tokenizer.axis, aliases=False)
+    own = replace(own, column_map=np.arange(len(tokenizer.axis), dtype=np.int32))  # the counts are on the axis already
+    for file, rows in cells.blocks():
+        alignment = replace(own, measured=cells.measured_FG[file])
+        latent_ND[rows] = tokenizer.latent(cells.counts[rows], alignment, cells.library_size[rows])
+    return latent_ND
+
+
+def _use_every_code(tokenizer: CellTokenizer, latent_ND: Tensor, processes: Processes) -> None:
+    """Fill the codebooks in one process and give them to all; warn where cells are too alike to use every code."""
+    codebooks_MKD = tokenizer.codebooks_MKD.clone()
+    if processes.first:
+        fill_codebooks(codebooks_MKD, latent_ND)
+    tokenizer.codebooks_MKD.copy_(processes.broadcast_(codebooks_MKD.to(processes.device)))
+    used = [len(np.unique(codes_N)) for codes_N in tokenizer.quantize(latent_ND).T]
+    if min(used) < tokenizer.config.entries:
+        warnings.warn(
+            f"The cells use {', '.join(map(str, used))} of {tokenizer.config.entries} codes at the levels 1 to "
+            f"{len(used)}: they are too alike to use all. Give more cells or more different cells, or fit fewer levels "
+            "or entries.",
+            InputWarning,
+            stacklevel=3,
+        )
+
+
+def _set_dispersion(tokenizer: CellTokenizer, cells: TokenizerCells, codes_NM: np.ndarray) -> None:
+    """Negative binomial dispersion of each gene by moments: sum((c - m)^2 - c) = dispersion x sum(m^2)."""
     excess_G, square_G = np.zeros(len(tokenizer.axis)), np.full(len(tokenizer.axis), 1e-12)
     for rows, share_BG in tokenizer.share_blocks(codes_NM):
         mean_BG = share_BG.astype(np.float64) * cells.library_size[rows, None]

@@ -56,7 +56,7 @@ class Cells(Protocol):
 
     @property
     def conditions(self) -> np.ndarray:
-        """Perturbation, object [N]; "" for control cells."""
+        """Perturbation, object [N]; "" for control cells, None where the file does not say."""
 
     def at_depth(self, shares: GeneShares) -> "Cells":
         """The same with `library_size` over all genes, as a tokenizer reads it."""
@@ -174,7 +174,7 @@ class TokenizerCells:
     """Index of the label, -1 where unlabelled."""
     n_labels: int
     condition_N: np.ndarray
-    """Perturbation, object [N]; "" for control cells."""
+    """Perturbation, object [N]; "" for control cells, None where the file does not say."""
 
     def blocks(self) -> Iterator[tuple[int, slice]]:
         """Rows, at most `ROWS` of one file at a time, with the number of the file."""

@@ -21,10 +21,12 @@ import pandas as pd
 import torch
 
 import rvqa
+from rvqa.atlas.sources import Layers
 from rvqa.evaluation import splits
 from rvqa.evaluation.studies import label_table, study_files
 from rvqa.files import writing
 from rvqa.model import folder_beside, require_new_directory, whole_directory
+from rvqa.obs import as_text, split_names
 from rvqa.tokenizer import CellTokenizer
 from rvqa.training.cell_files import CellFile
 from rvqa.training.processes import Processes
@@ -43,7 +45,7 @@ def fit_tokenizer_files(
     control: Sequence[str] = ("control", "ctrl"),
     held_out: Sequence[str] = (),
     validation: Sequence[str] = (),
-    layer: str | None = None,
+    layer: str | Layers | None = None,
     checkpoint: str | Path | None = None,
     device: str = "cpu",
     force: bool = False,
@@ -71,7 +73,7 @@ def fit_tokenizer_files(
     held_out, validation
         Donors whose cells enter nothing, and donors whose cells decide which epoch is kept and enter nothing else.
     layer
-        Where the counts are: a layer, or "raw"; `X` by default.
+        As for `rvqa.encode`.
     checkpoint, device, progress
         As for `fit_tokenizer`.
     force
@@ -98,6 +100,10 @@ def fit_tokenizer_files(
             CellFile.open(file, scratch=rows, labels=labels, donor=donor, condition=condition, layer=layer, table=table)
             for file in study_files(given)
         ]
+        conditions = {name for file in files for name in file.cells.condition_N if name}
+        donors = {name for file in files for name in file.cells.donor_N if name}
+        control = split_names(control, conditions)
+        held_out, validation = (split_names(map(as_text, names), donors) for names in (held_out, validation))
         split = splits.make_split([file.cells for file in files], held_out=held_out, validation=validation)
         fitted, valid = (
             [file.take(rows_N, control) for file in files if (rows_N := splits.rows_of(split, file.cells, role)).any()]
@@ -115,7 +121,15 @@ def fit_tokenizer_files(
         )
     facts = {
         "settings": asdict(settings),
-        "files": {file.cells.name: {"cells": len(file.cells), "genes": len(file.source.var)} for file in files},
+        "files": {
+            file.cells.name: {
+                "cells": len(file.cells),
+                "genes": len(file.source.var),
+                "counts_from": file.source.place,
+                "left_out": dict(file.source.left_out),
+            }
+            for file in files
+        },
         "cells": {role or "without a donor": int(n) for role, n in split["role"].value_counts().items()},
         "held_out_donors": list(held_out),
         "validation_donors": list(validation),

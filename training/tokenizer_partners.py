@@ -51,7 +51,8 @@ def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
         return Partners(np.zeros(len(cells.file_N) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
     rng = np.random.default_rng(seed)
     chosen: list[dict[str, np.ndarray]] = [{} for _ in range(files)]
-    for file, condition in product(range(files), sorted(set(cells.condition_N))):
+    known = sorted({condition for condition in cells.condition_N if condition is not None})
+    for file, condition in product(range(files), known):
         rows = np.flatnonzero((cells.file_N == file) & (cells.condition_N == condition))
         if len(rows) > 1:
             chosen[file][condition] = np.sort(rng.permutation(rows)[:MOST_CELLS])

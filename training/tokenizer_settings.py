@@ -42,7 +42,8 @@ class TokenizerSettings:
     decay: float = 0.97
     """Of the codebooks' moving averages, per step."""
     dead_below: float = 0.3
-    """Cells a step, by moving average, under which a codeword is replaced."""
+    """Cells a step, by moving average, under which a codeword is replaced. Codewords that no cell uses at the end of a
+    fit are replaced whatever this is."""
     min_scale: float = 0.1
     """Floor of a gene's standard deviation on log1p of counts per 10,000."""
     seed: int = 0

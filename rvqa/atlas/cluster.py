@@ -134,7 +134,7 @@ def _encode(
 def _opened(tokenizer: str, files: tuple[str, ...], settings: Settings, device: str) -> Encoder:
     loaded, paths = CellTokenizer.from_pretrained(tokenizer), [Path(each) for each in files]
     scratch = Path(tokenizer).parent
-    return Encoder(paths, loaded, settings, device=device, scratch=scratch, say=lambda text: None)
+    return Encoder(paths, loaded, settings, device=device, scratch=scratch, look=False)
 
 
 def _threads() -> int:

@@ -43,7 +43,7 @@ class Dataset1D:
                 dataset.file.driver == "sec2"
                 and dataset.file.userblock_size == 0
                 and dataset.dtype.kind in "iufb"
-                and dataset.dtype.hasobject is False
+                and dataset.dtype.itemsize <= 8
                 and not dataset.is_virtual
                 and not dataset.external
             )

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from rvqa.atlas.hdf5 import Dataset1D, read_slice
-from rvqa.counts import canonical_csr
+from rvqa.counts import canonical_csr, native, sampled_rows
 from rvqa.errors import InputError
 
 ENTRIES = 3_000_000
@@ -71,7 +71,7 @@ class Compressed:
         """Rows from start to stop."""
         indptr = self.pointers(start, stop)
         span = int(indptr[0]), int(indptr[-1])
-        return Rows(indptr - indptr[0], self.indices.read(*span), self.data.read(*span))
+        return Rows(indptr - indptr[0], native(self.indices.read(*span)), native(self.data.read(*span)))
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Parts of at most `ENTRIES` entries, unless one row has more."""
@@ -92,7 +92,8 @@ class Dense:
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows from start to stop."""
-        csr = canonical_csr(self.read(start, stop))
+        part = self.read(start, stop)
+        csr = canonical_csr(part if sp.issparse(part) else native(part))
         return Rows(csr.indptr.astype(np.int64), csr.indices, csr.data)
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -100,6 +101,74 @@ class Dense:
         step = min(max(1, ENTRIES // max(1, self.shape[1])), CELLS)
         for first in range(start, stop, step):
             yield first, min(first + step, stop)
+
+
+class Chosen:
+    """Some columns of another matrix.
+
+    Parameters
+    ----------
+    matrix
+        All columns.
+    keep_G
+        bool, one for each of its columns.
+    """
+
+    def __init__(self, matrix: Matrix, keep_G: np.ndarray) -> None:
+        self.matrix, self._keep_G = matrix, keep_G
+        self._place_G = np.cumsum(keep_G, dtype=np.int32) - 1
+        self.shape = (matrix.shape[0], int(keep_G.sum()))
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows from start to stop."""
+        indptr, indices, data = self.matrix.rows(start, stop)
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self._keep_G)):
+            raise InputError(
+                f"The sparse matrix is broken: it has columns beyond its {len(self._keep_G):,}. Write the file anew."
+            )
+        kept = self._keep_G[indices]
+        before = np.concatenate(([0], np.cumsum(kept, dtype=np.int64)))
+        return Rows(before[indptr], self._place_G[indices[kept]], data[kept])
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Those of the whole matrix."""
+        return self.matrix.blocks(start, stop)
+
+
+def sample(matrix: Matrix) -> sp.csr_matrix:
+    """The `sampled_rows` of a matrix."""
+    return rows_of(matrix, sampled_rows(matrix.shape[0]))
+
+
+def rows_of(matrix: Matrix, at: np.ndarray) -> sp.csr_matrix:
+    """Some rows, ascending int64, as canonical CSR; neighbours are read at once.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        The matrix is broken.
+    """
+    parts = [sp.csr_matrix((0, matrix.shape[1]), dtype=np.float32)]
+    for run in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1):
+        if len(run):
+            parts.append(as_csr(matrix.rows(int(run[0]), int(run[-1]) + 1), matrix.shape[1]))
+    return sp.vstack(parts[1:] or parts, format="csr")
+
+
+def as_csr(rows: Rows, columns: int) -> sp.csr_matrix:
+    """Rows as a canonical CSR matrix; what is broken is refused.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        The matrix is broken.
+    """
+    shape = (len(rows.indptr) - 1, columns)
+    try:
+        csr = sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape)
+    except ValueError as error:
+        raise InputError(f"A sparse matrix of the file is broken ({error}): write the file anew.") from error
+    return canonical_csr(csr)
 
 
 class Array:
@@ -173,12 +242,23 @@ def of_lazy(stored: Any) -> Matrix:
 
 def _sparse_shape(group: Any) -> tuple[int, int] | None:
     encoding = group.attrs.get("encoding-type", "")
+    if "h5sparse_format" in group.attrs:  # anndata before 0.7
+        found = group.attrs["h5sparse_format"]
+        encoding = f"{found.decode() if isinstance(found, bytes) else found}_matrix"
     if encoding == "csc_matrix":
         return None
-    if encoding != "csr_matrix" or any(name not in group for name in ("indptr", "indices", "data")):
+    if absent := [name for name in ("indptr", "indices", "data") if encoding == "csr_matrix" and name not in group]:
+        raise KeyError(f"{group.name} has no {' and no '.join(absent)}")
+    if encoding != "csr_matrix":
         raise InputError(
             f"{group.name} is stored as {encoding or 'a group without an encoding'!r}; expected a dense array, or "
             "csr_matrix as anndata writes it."
         )
-    cells, genes = (int(n) for n in group.attrs["shape"])
+    cells, genes = stored_shape(group)
+    return cells, genes
+
+
+def stored_shape(group: Any) -> tuple[int, int]:
+    """Cells and genes of a sparse matrix in a group, of any age."""
+    cells, genes = (int(n) for n in group.attrs["shape" if "shape" in group.attrs else "h5sparse_shape"])
     return cells, genes

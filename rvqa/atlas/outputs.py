@@ -4,7 +4,7 @@ All are written beside their place and renamed: no reader sees half of one.
 """
 
 import json
-import shutil
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pyarrow as pa
-from anndata.io import read_elem, write_elem
 from pyarrow import parquet
 
-import rvqa
 from rvqa.atlas import rvq
 from rvqa.atlas.append import EarlierPart
+from rvqa.atlas.keys import Keys, child, copied, is_store
 from rvqa.atlas.sources import Given
 from rvqa.errors import InputError
 from rvqa.files import require_folder, whole_file
@@ -42,12 +41,13 @@ def require_output(out: str | Path, files: Sequence[Given], *, force: bool, in_p
     if target.suffix not in WRITERS:
         raise InputError(f"The output {target} is not named {', '.join(WRITERS)}. Choose such a name.")
     paths = [path for path in files if isinstance(path, Path)]
-    if target.suffix == ".h5ad" and not (len(files) == len(paths) == 1 and paths[0].suffix == ".h5ad"):
+    if target.suffix == ".h5ad" and not len(files) == len(paths) == 1:
         raise InputError(
             f"The output {target} is a copy of its input, with codes; that needs one .h5ad file as input. Choose .rvq, "
             ".zarr or .parquet."
         )
-    same = any(target.exists() and path.exists() and target.samefile(path) for path in paths)
+    exists = os.path.exists(target)
+    same = any(exists and os.path.exists(path) and target.samefile(path) for path in paths)
     if same and not in_place:
         raise InputError(
             f"The output {target} is the file to read. Choose another name for the output, or pass --in-place "
@@ -55,11 +55,11 @@ def require_output(out: str | Path, files: Sequence[Given], *, force: bool, in_p
         )
     if in_place and not (same and target.suffix == ".h5ad"):
         raise InputError("in_place (--in-place) is for an .h5ad file that is its own output. Give the same path twice.")
-    if target.exists() and not same and not force:
+    if exists and not same and not force:
         raise InputError(f"{target} exists. Choose another name, or pass --force to replace it.")
-    if target.exists() and target.is_dir() != (target.suffix == ".zarr"):
+    if exists and target.is_dir() != (target.suffix == ".zarr"):
         raise InputError(f"The output {target} is a {'folder' if target.is_dir() else 'file'}. Choose another name.")
-    if target.is_dir() and not (target / "zarr.json").is_file() and any(target.iterdir()):
+    if exists and target.is_dir() and not is_store(target):
         raise InputError(f"{target} is a folder of something else: it has no zarr.json. Choose another name.")
     require_folder(target.absolute().parent)
     return target
@@ -121,27 +121,18 @@ def _write_h5ad(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[s
     """A copy of the input with the keys of `rvqa.encode`; all else stays as it is stored."""
     source, tokenizer = encoder.sources[0], encoder.tokenizer
     assert source.path is not None
-    with whole_file(target) as scratch:
-        shutil.copyfile(source.path, scratch)
-        with h5py.File(scratch, "r+") as file:
-            if "obsm" not in file:
-                write_elem(file, "obsm", {})
-            cells, levels = manifest["cells"], manifest["levels"]
-            codes = _dataset(file["obsm"], "rvqa_codes", (cells, levels), np.uint8)
-            latent = _dataset(file["obsm"], "X_rvqa", (cells, tokenizer.config.latent), np.float32)
-            at = 0
-            for part in parts:
-                for codes_NM in rvq.parts_of(part):
-                    codes[at : at + len(codes_NM)] = codes_NM
-                    latent[at : at + len(codes_NM)] = tokenizer.quantized_latent(codes_NM)
-                    at += len(codes_NM)
-            uns = read_elem(file["uns"]) if "uns" in file else {}
-            found = uns.get("rvqa")
-            earlier = found if isinstance(found, dict) else {}
-            facts = {"version": rvqa.__version__, "coverage": encoder.coverage[0], "model": model}
-            if "uns" not in file:
-                write_elem(file, "uns", {})
-            write_elem(file["uns"], "rvqa", {**earlier, **facts})
+    with copied(source.path, target) as root:
+        obsm = child(root, "obsm")
+        cells, levels = manifest["cells"], manifest["levels"]
+        codes = _dataset(obsm, "rvqa_codes", (cells, levels), np.uint8)
+        latent = _dataset(obsm, "X_rvqa", (cells, tokenizer.config.latent), np.float32)
+        at = 0
+        for part in parts:
+            for codes_NM in rvq.parts_of(part):
+                codes[at : at + len(codes_NM)] = codes_NM
+                latent[at : at + len(codes_NM)] = tokenizer.quantized_latent(codes_NM)
+                at += len(codes_NM)
+        Keys(facts={"coverage": encoder.coverage[0], "model": model}).add_to_file(root)
 
 
 def _dataset(group: h5py.Group, name: str, shape: tuple[int, int], dtype: Any) -> h5py.Dataset:

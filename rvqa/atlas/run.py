@@ -24,18 +24,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import scipy.sparse as sp
 import torch
-from anndata import AnnData
 
 import rvqa
 from rvqa import counts as counting
 from rvqa.atlas import rvq
 from rvqa.atlas.device import Lanes
-from rvqa.atlas.matrices import Rows
-from rvqa.atlas.sources import Given, Source, expand, open_source
+from rvqa.atlas.matrices import Rows, as_csr
+from rvqa.atlas.sources import Given, Layers, Source, anndata_of, expand, layer_of, open_source, read_cells
 from rvqa.errors import InputError, about
-from rvqa.files import DIAGNOSED, read_h5ad, resumable, whole_file, writing
+from rvqa.files import resumable, warn_of_repeated, whole_file, writing
 from rvqa.genes import align, match_columns, refuse_transposed
 from rvqa.kernels import ops, registry
 from rvqa.obs import total_counts
@@ -49,7 +47,7 @@ CELLS = 65_536
 class Settings:
     """What decides the codes of a file, apart from the model; part of the manifest."""
 
-    layer: str | None = None
+    layer: str | Layers | None = None
     library_size_key: str | None = None
     obs: tuple[str, ...] = ()
     cells: int = CELLS
@@ -90,17 +88,24 @@ class Encoder:
         *,
         device: str | torch.device = "cpu",
         scratch: Path,
-        say: Callable[[str], None],
+        say: Callable[[str], None] = lambda text: None,
+        look: bool = True,
     ) -> None:
+        """`look` at every source as a whole, before any work; see `Source.require_counts`."""
         self.tokenizer, self.settings, self.lanes = tokenizer, settings, Lanes(device)
         there = tokenizer if self.lanes.device.type == "cpu" else deepcopy(tokenizer).to(self.lanes.device)
         self.sources = [open_source(each, layer=settings.layer, scratch=scratch, say=say) for each in given]
+        self.carried = rvq.stored_names(settings.obs, tokenizer.config.levels)
         self._ready: dict[int, _Panel] = {}
         self.coverage = []
         for at, source in enumerate(self.sources):
+            if look:
+                source.require_counts()
+                if source.n_cells <= CELLS:
+                    warn_of_repeated(source.path or source.name, pd.Index(source.column(None, 0, source.n_cells)))
             with about(source.name):
                 self._ready[at] = _Panel(source, there, given=settings.library_size_key is not None)
-                self.coverage.append(self._ready[at].alignment.report())
+                self.coverage.append(self._ready[at].alignment.report() | {"counts_from": source.place})
                 for key in (*settings.obs, *filter(None, [settings.library_size_key])):
                     source.column(key, 0, min(1, source.n_cells))
 
@@ -112,7 +117,11 @@ class Encoder:
             "levels": config.levels,
             "entries": config.entries,
             "model": self.tokenizer.fingerprint(),
-            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "settings": {
+                "library_size_key": self.settings.library_size_key,
+                "obs": list(self.carried.values()),
+                "cells": self.settings.cells,
+            },
             "compute": compute_kind(self.lanes.device),
             "inputs": [
                 source.identity | {"coverage": report}
@@ -154,35 +163,37 @@ class Encoder:
         source = self.sources[task.source]
         with about(source.name):
             columns = {"cell": source.column(None, task.start, task.stop).astype(str)}
-            for key in self.settings.obs:
-                columns[key] = _storable(source.column(key, task.start, task.stop))
+            for key, name in self.carried.items():
+                columns[name] = _storable(source.column(key, task.start, task.stop))
         return pa.table({name: pa.array(values) for name, values in columns.items()})
 
     def _given_depth(self, source: Source, key: str, stored_N: np.ndarray, start: int, stop: int) -> np.ndarray:
         obs = pd.DataFrame({key: source.column(key, start, stop)}, index=source.column(None, start, stop).astype(str))
-        return total_counts(AnnData(obs=obs), key, stored_N)
-
-    def _as_anndata(self, source: Source, rows: Rows, start: int, stop: int) -> AnnData:
-        shape = (stop - start, source.matrix.shape[1])
-        counts = sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape)
-        names = source.column(None, start, stop)
-        return AnnData(X=counts, obs={"name": names}, var=source.var).copy()
+        return total_counts(anndata_of(obs=obs), key, stored_N)
 
     def _refuse(self, source: Source, rows: Rows, start: int, stop: int) -> None:
         """Say what is wrong with the counts of a block, of the whole file where that is small."""
-        settings = self.settings
-        if source.path is not None and source.path.is_file() and source.path.stat().st_size <= DIAGNOSED:
-            whole = read_h5ad(source.path)
-            try:
-                cells = counting.read_counts(whole, layer=settings.layer, library_size_key=settings.library_size_key)
-            except InputError:
-                refuse_transposed(whole, self.tokenizer.axis)
-                raise
-            self.tokenizer.shares.depth(cells)
-        with about(f"cells {start:,} to {stop:,}"):
-            adata = self._as_anndata(source, rows, start, stop)
-            adata.obs_names = adata.obs.pop("name").astype(str)
-            self.tokenizer.shares.depth(counting.read_counts(adata))
+        layer, key = layer_of(self.settings.layer, source.path or ""), self.settings.library_size_key
+        try:
+            if source.path is not None and source.small:
+                whole = read_cells(source.path, layer=layer, whole=True)
+                try:
+                    cells = counting.read_counts(whole, layer=layer, library_size_key=key)
+                except InputError:
+                    refuse_transposed(whole, self.tokenizer.axis)
+                    raise
+                self.tokenizer.shares.depth(cells)
+            with about(f"cells {start:,} to {stop:,}"):
+                counts = as_csr(rows, source.matrix.shape[1])
+                block = anndata_of(X=counts, obs=pd.DataFrame(index=source.column(None, start, stop)), var=source.var)
+                self.tokenizer.shares.depth(counting.read_counts(block, part=True))
+        except InputError as error:
+            if source.unfiltered and "no counts" in str(error):
+                raise InputError(
+                    f"{error} This looks like the matrix of all barcodes, most of them of no cell: give that of the "
+                    "cells, filtered_feature_bc_matrix."
+                ) from error
+            raise
         raise RuntimeError("the kernels refuse counts that the checks accept; please report this as a bug of rvqa")
 
 
@@ -190,7 +201,7 @@ class _Panel:
     """How the genes of a source meet the tokenizer."""
 
     def __init__(self, source: Source, tokenizer: CellTokenizer, *, given: bool) -> None:
-        self.alignment = align(source.var, tokenizer.axis)
+        self.alignment = align(source.var, tokenizer.axis, left_out=source.left_out)
         column_map = match_columns(source.var, tokenizer.shares.axis)
         self.encoder = tokenizer.encoder(self.alignment)
         self.known = None if given else torch.from_numpy(column_map >= 0).to(tokenizer.codebooks_MKD.device)
@@ -270,7 +281,7 @@ class Work:
             rvq.write(scratch, [codes_NM], [table], {"task": asdict(task)}, cells=cells, levels=levels, entries=entries)
 
     def close(self, *, finished: bool) -> None:
-        """Let go of the folder; for good where the run has ended or there is nothing to go on from."""
+        """Let go of the folder; for good where the run has ended or there is nothing worth going on from."""
         if finished or not (any(self.folder.glob("part-*.rvq")) or any(self.folder.glob("rows-*/indptr.npy"))):
             shutil.rmtree(self.folder)
         else:
@@ -395,13 +406,17 @@ def encode_files(
     target = require_output(out, files, force=force or append, in_place=in_place)
     earlier = Earlier(target) if append and target.exists() else None
     folder = target.with_name(f"{target.name}.parts")
-    work, finished = Work(folder), False
+    work, finished, short = Work(folder), False, False
     try:
         encoder = Encoder(files, tokenizer, settings, device=device, scratch=folder, say=say)
+        for key, name in encoder.carried.items():
+            if key != name:
+                say(f"obs[{key!r}] is carried along as {name!r}: the output has a column {key!r} of its own")
         manifest = encoder.manifest()
         whole = manifest if earlier is None else earlier.joined(manifest)
         work.bind(manifest | ({} if earlier is None else {"appended_to": earlier.fingerprint()}))
         tasks = encoder.tasks()
+        short = len(tasks) == 1 and earlier is None  # done again as fast as gone on with
         left = work.missing(tasks)
         cells = manifest["cells"]
         todo = sum(task.stop - task.start for task in left)
@@ -427,7 +442,7 @@ def encode_files(
         WRITERS[target.suffix](target, parts, encoder, whole, model)
         finished = True
     finally:
-        work.close(finished=finished)
+        work.close(finished=finished or short)
     return {
         "output": str(target),
         "cells": cells,

@@ -39,11 +39,28 @@ import pyarrow as pa
 
 from rvqa.errors import InputError
 
+OWN_COLUMNS = ("cell", "file")
+"""Columns of the table of cells that are ours: names, and the file each cell is from."""
+
 MAGIC = b"\x93RVQ\r\n\x1a\n"
 VERSION = 1
 BLOCK = 65_536
 _HEADER = struct.Struct("<8sIHHQIIQQII68xI")
 _DAMAGED = "Copy it again, or make it anew."
+
+
+def stored_names(columns: Iterable[str], levels: int) -> dict[str, str]:
+    """Name in a store of each column of obs that is carried along: its own, or another where ours has that name."""
+    taken = {*OWN_COLUMNS, *(f"code_{level + 1}" for level in range(levels))}
+    columns = list(dict.fromkeys(columns))
+    names = {name: name for name in columns if name not in taken}
+    for name in columns:
+        if name in taken:
+            other = f"obs_{name}"
+            while other in names.values() or other in taken:
+                other = f"{other}_"
+            names[name] = other
+    return {name: names[name] for name in columns}
 
 
 def pack(codes_NM: np.ndarray, entries: int) -> np.ndarray:

@@ -1,13 +1,17 @@
-"""Cells to encode that need not fit in memory: `.h5ad` and `.zarr` files, AnnData backed by a file, lazy AnnData.
+"""Cells of files and of AnnData that need not fit in memory: the one reader of `.h5ad`, `.zarr`, `.h5mu`, 10x files.
 
-A `Source` gives rows of counts, names and columns of cells by range; all of it may be asked for by several threads.
+A `Source` gives rows of counts, names and columns of cells by range; all of it may be asked for by several threads. The
+rest of a file, of which counts, their genes and `obs` have no need, is not looked at, so it cannot stand in the way.
 """
 
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,16 +21,69 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
-from rvqa.atlas import matrices
-from rvqa.atlas.hdf5 import read_slice
+from rvqa.atlas import matrices, tenx
+from rvqa.atlas.frames import Frame, stored_frame
 from rvqa.atlas.transpose import transposed
-from rvqa.errors import InputError, about
-from rvqa.files import UNREADABLE, require_anndata, require_h5ad, sentence
+from rvqa.counts import AUTO, MatrixKind, find_counts, inspect_matrix, require_counted
+from rvqa.errors import InputError, InputWarning, about
+from rvqa.features import gene_features
+from rvqa.files import DIAGNOSED, UNREADABLE, damaged, require_anndata, require_hdf5, warn_of_repeated
 from rvqa.obs import nearest
 
 Given: TypeAlias = str | Path | AnnData
 
-_SLICED = {"array", "string-array", "nullable-string-array", "nullable-integer", "nullable-boolean", "categorical"}
+
+@dataclass(frozen=True)
+class Layers:
+    """Where the counts of each of several files are.
+
+    Attributes
+    ----------
+    default
+        As `layer` of `rvqa.encode`.
+    by_file
+        Path or name of a file, and its own.
+    """
+
+    default: str | None = None
+    by_file: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, given: Sequence[str], files: Sequence[Given]) -> "Layers":
+        """Read the words of an option: NAME for all files, NAME=FILE for one; none of them is "auto".
+
+        Raises
+        ------
+        rvqa.errors.InputError
+            Two names for all files, or for one.
+        """
+        known = {text for each in files if not isinstance(each, AnnData) for text in (str(each), Path(each).name)}
+        default: list[str] = []
+        by_file: dict[str, str] = {}
+        for word in given:
+            name, sign, file = word.partition("=")
+            if sign and file in known:
+                if by_file.setdefault(file, name) != name:
+                    raise InputError(f"Two layers are named for {file}: {by_file[file]!r} and {name!r}. Name one.")
+            elif word not in default:
+                default.append(word)
+        if len(default) > 1:
+            raise InputError(
+                f"Two layers are named for all files: {default[0]!r} and {default[1]!r}. Name one, or NAME=FILE for "
+                f"that of one file, of {', '.join(sorted(known))}."
+            )
+        return cls(default[0] if default else AUTO, tuple(sorted(by_file.items())))
+
+    def layer(self, given: Given) -> str | None:
+        """The layer of one file."""
+        own = dict(self.by_file)
+        text = "" if isinstance(given, AnnData) else str(given)
+        return own.get(text, own.get(Path(text).name, self.default))
+
+
+def layer_of(layer: str | Layers | None, given: Given) -> str | None:
+    """The layer of one file, of one for all or of `Layers`."""
+    return layer.layer(given) if isinstance(layer, Layers) else layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,32 +95,118 @@ class Source:
     name
         For messages and the manifest.
     matrix
-        Raw counts, cells by genes.
+        Raw counts, cells by genes; features that are not genes are left out.
     var
         Table of the genes of the matrix.
-    column
-        Values of a column of `obs`, or of its index for None, from start to stop: a numpy array of numbers, bool or
-        str. Raises `InputError` for a column that is not there.
-    table
-        Whole columns of `obs`, those of some names that there are, as pandas holds them; its index names the cells.
+    obs
+        Table of the cells.
     identity
         What a resumed run compares: another file, or a changed one, differs in it.
     path
         Of the file, or None.
+    place
+        Where in the file the counts are: "X", "raw.X" or "layers['...']".
+    left_out
+        Number of features of each kind that are not genes.
+    unfiltered
+        Whether it looks like a matrix of all barcodes, most of them of no cell.
+    places
+        Matrices that there are by place, each as a function that opens it and the table of its features, those that are
+        not genes among them.
     """
 
     name: str
     matrix: matrices.Matrix
     var: pd.DataFrame
-    column: Callable[[str | None, int, int], np.ndarray]
-    table: Callable[[Sequence[str]], pd.DataFrame]
+    obs: Frame
     identity: dict[str, Any]
     path: Path | None
+    place: str = "X"
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    unfiltered: bool = False
+    places: Mapping[str, Callable[[], tuple[matrices.Matrix, pd.DataFrame]]] = field(default_factory=dict)
+    root: Any = None
+    """Where in the open file the AnnData is, or None."""
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
         return self.matrix.shape[0]
+
+    def column(self, key: str | None, start: int, stop: int) -> np.ndarray:
+        """Values of a column of `obs`, or for None the names of the cells, from start to stop; see `Frame.column`."""
+        return self.obs.index(start, stop) if key is None else self.obs.column(key, start, stop)
+
+    @property
+    def small(self) -> bool:
+        """Whether the counts fit in memory several times over."""
+        stored = getattr(self.matrix, "data", None)
+        entries = self.matrix.shape[0] * self.matrix.shape[1] / 2 if stored is None else len(stored)
+        return 8 * entries <= DIAGNOSED
+
+    def in_memory(self, *, whole: bool = False) -> AnnData:
+        """The cells as an AnnData: their counts where they are in the file, all columns of `obs` that can be read.
+
+        `whole` adds all else that can be read.
+        """
+        obs, lost = self.obs.readable()
+        if lost:
+            warnings.warn(
+                f"{self.name}: the columns {', '.join(lost)} of obs cannot be read and are left out.",
+                InputWarning,
+                stacklevel=3,
+            )
+        adata = anndata_of(obs=obs)
+        read = {}
+        for place in self.places if whole else (self.place,):
+            try:
+                matrix, var = self.places[place]()
+                read[place] = (matrices.rows_of(matrix, np.arange(matrix.shape[0])), var)
+            except UNREADABLE:
+                if place == self.place:
+                    raise
+        layers = {place[8:-2]: csr for place, (csr, _) in read.items() if place.startswith("layers")}
+        var = next((var for place, (_, var) in read.items() if place != "raw.X"), None)
+        x = read["X"][0] if "X" in read else None
+        adata = anndata_of(X=x, obs=obs, var=var, layers=layers) if var is not None else adata
+        if "raw.X" in read:
+            csr, var = read["raw.X"]
+            adata.raw = anndata_of(X=csr, obs=obs[[]], var=var)
+        if whole and self.root is not None:
+            add_rest(adata, self.root, PARTS)
+        return adata
+
+    def require_counts(self) -> None:
+        """Look at the source as a whole, before any work: is there a cell, and are its integers counts.
+
+        Raises
+        ------
+        rvqa.errors.InputError
+            No cells, or integers that were certainly never counted.
+
+        Warns
+        -----
+        rvqa.errors.InputWarning
+            Integers that probably are no counts.
+        """
+        with about(self.name):
+            if 0 in self.matrix.shape:
+                cells, genes = self.matrix.shape
+                raise InputError(
+                    f"{self.place} has no {'genes' if cells else 'cells'} ({cells:,} cells x {genes:,} genes). Check "
+                    "what filtered or sliced it."
+                )
+            sample = matrices.sample(self.matrix)
+            if inspect_matrix(sample).kind is MatrixKind.COUNTS:
+                require_counted(sample, self.place)
+
+
+def anndata_of(**parts: Any) -> AnnData:
+    """An AnnData, without its word on names that repeat."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* names are not unique", UserWarning)
+        warnings.filterwarnings("ignore", "Transforming to str index", UserWarning)
+        return AnnData(**parts)
 
 
 def expand(given: Given | Sequence[Given]) -> list[Given]:
@@ -92,13 +235,16 @@ def expand(given: Given | Sequence[Given]) -> list[Given]:
     return files
 
 
-def open_source(given: Given, *, layer: str | None, scratch: Path, say: Callable[[str], None]) -> Source:
+def open_source(
+    given: Given, *, layer: str | Layers | None = None, scratch: Path, say: Callable[[str], None] = lambda text: None
+) -> Source:
     """Open cells, without reading their counts.
 
     Parameters
     ----------
     given
-        Path of a file, or an AnnData.
+        `.h5ad` file, `.zarr` store, `.h5mu` file (of which the modality `rna` is taken), Cell Ranger's `.h5` file or
+        folder of Matrix Market files; or an AnnData.
     layer
         As for `rvqa.encode`.
     scratch
@@ -111,37 +257,174 @@ def open_source(given: Given, *, layer: str | None, scratch: Path, say: Callable
     rvqa.errors.InputError
         No such file, one that is not of AnnData, a layer that it does not have, or a matrix of another encoding.
     """
+    own = layer_of(layer, given)
     if isinstance(given, AnnData):
-        return _of_anndata(given, layer)
+        return _of_anndata(given, own)
     path = Path(given)
     with about(path):
         try:
-            file, told, matrix_of = _zarr(path) if path.suffix == ".zarr" else _hdf5(path)
-            require_anndata(path, file)
-            stored, genes = _select(file, layer)
-            matrix = matrix_of(stored)
-            if matrix is None:
-                matrix = transposed(stored, scratch, name=path.name, say=say)
-            columns, table = _columns(file["obs"]), _table(file["obs"])
-            identity = _identity(path, told, matrix, genes)
-            return Source(path.name, matrix, read_elem(genes), columns, table, identity, path)
+            return _of_file(path, own, scratch, say)
         except InputError:
             raise
         except UNREADABLE as error:
+            raise damaged(path, error) from error
+
+
+PARTS = ("obsm", "varm", "obsp", "varp", "uns")
+"""Parts of an AnnData beside its matrices and tables."""
+
+
+def add_rest(adata: AnnData, root: Any, parts: Sequence[str]) -> None:
+    """Add what can be read of some parts of a file to an AnnData of its cells."""
+    for part in parts:
+        stored = root.get(part, {})
+        for name in stored if not isinstance(stored, h5py.Dataset) else ():
+            try:
+                getattr(adata, part)[name] = read_elem(stored[name])
+            except UNREADABLE:
+                continue  # of no use to us; in a copy of the file it stays
+
+
+def obs_of(path: str | Path) -> Frame:
+    """The table of cells of a file, without a look at its counts.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        As `open_source`.
+    """
+    file = Path(path)
+    with about(file):
+        try:
+            if file.suffix == ".zarr":
+                root = anndata_root(file, _zarr(file)[0])
+            else:
+                if (market := tenx.find_matrix_market(file)) is not None:
+                    return _tenx_obs(tenx.open_matrix_market(market))
+                opened = h5py.File(require_hdf5(file))
+                if tenx.is_tenx(opened):
+                    return _tenx_obs(tenx.open_tenx(opened))
+                root = anndata_root(file, opened)
+            return stored_frame(root["obs"], root.get("uns"))
+        except InputError:
+            raise
+        except UNREADABLE as error:
+            raise damaged(file, error) from error
+
+
+def _tenx_obs(opened: tenx.Opened) -> Frame:
+    return Frame(pd.DataFrame(index=pd.Index(opened.names.astype(object))))
+
+
+def read_results(path: str | Path) -> AnnData:
+    """Read what a file says of its cells, without counts and genes: of `obs`, `obsm` and `uns` what can be read.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        No such file, or not one of AnnData.
+    """
+    file = Path(path)
+    with about(file):
+        try:
+            root = anndata_root(file, _zarr(file)[0] if file.suffix == ".zarr" else h5py.File(require_hdf5(file)))
+            obs, _ = stored_frame(root["obs"], root.get("uns")).readable()
+            adata = anndata_of(obs=obs)
+            add_rest(adata, root, ("obsm", "uns"))
+        except UNREADABLE as error:
+            if isinstance(error, InputError):
+                raise
+            raise damaged(file, error) from error
+    return adata
+
+
+def read_cells(given: str | Path, *, layer: str | Layers | None = None, whole: bool = False) -> AnnData:
+    """Read cells into memory by the same rules as `open_source`: what they need, and nothing else of the file.
+
+    Parameters
+    ----------
+    given
+        As for `open_source`.
+    layer
+        As for `rvqa.encode`; only that matrix is read, unless it holds no raw counts: messages then say what does.
+    whole
+        Read all matrices.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        As `open_source`.
+
+    Warns
+    -----
+    rvqa.errors.InputWarning
+        Cells share a name, or columns of obs cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as scratch, about(given):
+        source = open_source(given, layer=layer, scratch=Path(scratch))
+        warn_of_repeated(Path(given), pd.Index(source.obs.index(0, source.n_cells)), stacklevel=3)
+        try:
+            counted = inspect_matrix(matrices.sample(source.matrix)).kind is MatrixKind.COUNTS
+            return source.in_memory(whole=whole or not counted)
+        except InputError:
+            raise
+        except UNREADABLE as error:
+            raise damaged(Path(given), error) from error
+
+
+def _of_file(path: Path, layer: str | None, scratch: Path, say: Callable[[str], None]) -> Source:
+    if path.suffix == ".zarr":
+        file, told, matrix_of = _zarr(path)
+    elif (market := tenx.find_matrix_market(path)) is not None:
+        return _of_tenx(path, market.path, layer, tenx.open_matrix_market(market))
+    else:
+        file, told, matrix_of = h5py.File(require_hdf5(path)), path, matrices.of_hdf5
+        if tenx.is_tenx(file):
+            return _of_tenx(path, path, layer, tenx.open_tenx(file))
+    root = anndata_root(path, file)
+
+    uns = root.get("uns")
+
+    def opened(at: str) -> tuple[matrices.Matrix, pd.DataFrame]:
+        stored, genes = places[at]
+        matrix = matrix_of(stored)
+        if matrix is None:
+            name = path.name if at == place else f"{path.name}-{at}"
+            matrix = transposed(stored, scratch, name=name, say=say)
+        var = stored_frame(genes, uns, "var").readable()[0]
+        if len(var) != matrix.shape[1]:
             raise InputError(
-                f"{path} is damaged, or not of AnnData: {sentence(error)} Copy or write it again."
-            ) from error
+                f"{at} has {matrix.shape[1]:,} columns, but its table of genes {len(var):,} rows. Write the file anew."
+            )
+        return matrix, var
+
+    places = _places(root)
+    place = _chosen(places, layer, lambda name: _sample(*places[name], matrix_of))
+    obs = stored_frame(root["obs"], uns)
+    source = _source(obs, path, place, told, {name: partial(opened, name) for name in places})
+    return replace(source, root=root)
 
 
-_Opened: TypeAlias = tuple[Any, Path, Callable[[Any], matrices.Matrix | None]]
-"""Root of an AnnData file, the file whose size and time tell of changes, and what reads its matrices."""
+def anndata_root(path: Path, file: Any) -> Any:
+    """Where in an open file or store the AnnData is: the modality `rna` of a `.h5mu`, else its root.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        It has no `obs` and `var`, or no modality `rna`.
+    """
+    if "mod" in file and "X" not in file:
+        if "rna" not in file["mod"]:
+            raise InputError(
+                f"{path} holds the modalities {', '.join(file['mod'])}, but no 'rna'. Write that as .h5ad."
+            )
+        file = file["mod"]["rna"]
+    require_anndata(path, file)
+    return file
 
 
-def _hdf5(path: Path) -> _Opened:
-    return h5py.File(require_h5ad(path)), path, matrices.of_hdf5
-
-
-def _zarr(path: Path) -> _Opened:
+def _zarr(path: Path) -> tuple[Any, Path, Callable[[Any], matrices.Matrix | None]]:
+    """Root of a store, the file in it whose size and time tell of changes, and what reads its matrices."""
     import zarr
 
     if not path.is_dir():
@@ -152,128 +435,112 @@ def _zarr(path: Path) -> _Opened:
     return zarr.open_group(path, mode="r"), told[0], matrices.of_zarr
 
 
+def _places(file: Any) -> dict[str, tuple[Any, Any]]:
+    """Matrices of a file that may hold counts, with the tables of their genes."""
+
+    def held(parent: Any, name: str) -> bool:
+        return name in parent and getattr(parent[name], "shape", ()) is not None  # an empty dataset stands for None
+
+    places = {"X": (file["X"], file["var"])} if held(file, "X") else {}
+    layers = file["layers"] if held(file, "layers") else {}
+    places |= {f"layers[{name!r}]": (layers[name], file["var"]) for name in layers if held(layers, name)}
+    if "raw" in layers:
+        return places
+    if held(file, "raw") and held(file["raw"], "X"):
+        places["raw.X"] = (file["raw"]["X"], file["raw"]["var"])
+    elif held(file, "raw.X"):  # anndata before 0.7
+        places["raw.X"] = (file["raw.X"], file["raw.var"])
+    return places
+
+
+def _chosen(places: Mapping[str, Any], layer: str | None, sample: Callable[[str], Any]) -> str:
+    """Name of the place that a layer stands for."""
+    if layer == AUTO and f"layers[{AUTO!r}]" not in places:
+        return find_counts({name: lambda at=name: sample(at) for name in places})  # type: ignore[misc]
+    by_name = {None: "X", "X": "X", "raw": "raw.X"}
+    name = named if (named := f"layers[{layer!r}]") in places else by_name.get(layer, named)
+    if name in places:
+        return name
+    layers = [place[8:-2] for place in places if place.startswith("layers")]
+    if name == "X":
+        raise InputError(f"X is missing. Name a layer (--layer): {', '.join(layers) or 'there are none'}.")
+    there = [*layers, *(["raw"] if "raw.X" in places else [])]
+    offered = nearest(str(layer), there) if there else "There are no layers: leave layer out to use X."
+    raise InputError(f"There is no layer {layer!r}. {offered}")
+
+
+def _sample(stored: Any, genes: Any, matrix_of: Callable[[Any], matrices.Matrix | None]) -> Any:
+    """Sampled rows of a stored matrix, of its genes; of one stored by genes, its first entries."""
+    matrix = matrix_of(stored)
+    if matrix is None:
+        return np.asarray(stored["data"][: matrices.ENTRIES]).reshape(1, -1)
+    return matrices.sample(_genes(matrix, stored_frame(genes, name="var").readable()[0])[0])
+
+
+def _source(
+    obs: Frame,
+    path: Path,
+    place: str,
+    told: Path,
+    places: Mapping[str, Callable[[], tuple[matrices.Matrix, pd.DataFrame]]],
+) -> Source:
+    """A source of a file, of its genes alone."""
+    matrix, var = places[place]()
+    identity = _identity(path, told, matrix, var) | {"place": place}
+    matrix, var, left_out = _genes(matrix, var)
+    return Source(path.name, matrix, var, obs, identity, path, place, left_out, places=places)
+
+
+def _genes(matrix: matrices.Matrix, var: pd.DataFrame) -> tuple[matrices.Matrix, pd.DataFrame, dict[str, int]]:
+    """A matrix and its table without the features that are not genes, and how many these are."""
+    keep_G, left_out = gene_features(var)
+    return (matrices.Chosen(matrix, keep_G), var[keep_G], left_out) if left_out else (matrix, var, left_out)
+
+
+def _of_tenx(path: Path, told: Path, layer: str | None, opened: tenx.Opened) -> Source:
+    if layer not in (None, AUTO, "X"):
+        raise InputError(f"There is no layer {layer!r}: a 10x matrix has none. Leave layer out.")
+    source = _source(_tenx_obs(opened), path, "X", told, {"X": lambda: (opened.matrix, opened.var)})
+    return replace(source, unfiltered=tenx.looks_unfiltered(path, opened.matrix))
+
+
 def _of_anndata(adata: AnnData, layer: str | None) -> Source:
-    var = adata.var
-    if layer is None:
-        stored = adata.X
-    elif layer in adata.layers:
-        stored = adata.layers[layer]
-    elif layer == "raw" and adata.raw is not None:
-        stored, var = adata.raw.X, adata.raw.var
-    else:
-        raise InputError(f"There is no layer {layer!r}. {nearest(layer, [*adata.layers, 'raw'])}")
-    if stored is None:
-        raise InputError("X is missing. Name a layer.")
+    held: dict[str, tuple[Any, Any]] = {} if adata.X is None else {"X": (adata.X, adata.var)}
+    held |= {f"layers[{name!r}]": (adata.layers[name], adata.var) for name in adata.layers}
+    if adata.raw is not None and "raw" not in adata.layers:
+        held["raw.X"] = (adata.raw.X, adata.raw.var)
+
+    def opened(place: str) -> tuple[matrices.Matrix, pd.DataFrame]:
+        stored, genes = held[place]
+        return _lazy(stored), genes if isinstance(genes, pd.DataFrame) else genes.to_memory()
+
+    place = _chosen(held, layer, lambda name: matrices.sample(_genes(*opened(name))[0]))
+    matrix, var = opened(place)
     names = np.asarray(adata.obs_names, dtype=str)
+    digest = hashlib.sha256("\0".join([*names, *map(str, var.index)]).encode()).hexdigest()[:16]
+    identity = {"name": "", "cells": matrix.shape[0], "genes": matrix.shape[1], "names": digest, "place": place}
+    matrix, var, left_out = _genes(matrix, var)
+    places = {name: partial(opened, name) for name in held}
+    return Source("the AnnData", matrix, var, Frame(adata.obs), identity, None, place, left_out, places=places)
 
-    def column(key: str | None, start: int, stop: int) -> np.ndarray:
-        if key is None:
-            return names[start:stop]
-        if key not in adata.obs.columns:
-            raise InputError(f"obs has no column {key!r}. {nearest(key, adata.obs.columns)}")
-        part = adata.obs.iloc[start:stop]
-        return _plain((part if isinstance(part, pd.DataFrame) else part.to_memory())[key])
 
-    group = getattr(stored, "group", None)  # backed CSR, or CSC
+def _lazy(stored: Any) -> matrices.Matrix:
+    """Matrix of an AnnData: backed CSR or dense by its file, all else by slices."""
+    group = getattr(stored, "group", None)
     matrix = matrices.of_hdf5(group) if isinstance(group, h5py.Group) else None
     if isinstance(stored, h5py.Dataset):
         matrix = matrices.of_hdf5(stored)
-    matrix = matrices.of_lazy(stored) if matrix is None else matrix
-    digest = hashlib.sha256("\0".join([*names, *map(str, var.index)]).encode()).hexdigest()[:16]
-    identity = {"name": "", "cells": matrix.shape[0], "genes": matrix.shape[1], "names": digest}
-
-    def table(keys: Sequence[str]) -> pd.DataFrame:
-        part = adata.obs[[key for key in keys if key in adata.obs.columns]]
-        return part if isinstance(part, pd.DataFrame) else part.to_memory()
-
-    var = var if isinstance(var, pd.DataFrame) else var.to_memory()
-    return Source("the AnnData", matrix, var, column, table, identity, None)
+    return matrices.of_lazy(stored) if matrix is None else matrix
 
 
-def _select(file: Any, layer: str | None) -> tuple[Any, Any]:
-    """Matrix and table of genes of the counts in an AnnData file."""
-    layers = list(file["layers"]) if "layers" in file else []
-    if layer is None:
-        if "X" not in file:
-            raise InputError(f"X is missing. Name a layer (--layer): {', '.join(layers) or 'there are none'}.")
-        return file["X"], file["var"]
-    if layer in layers:
-        return file["layers"][layer], file["var"]
-    if layer == "raw" and "raw" in file:
-        return file["raw"]["X"], file["raw"]["var"]
-    raise InputError(f"There is no layer {layer!r}. {nearest(layer, [*layers, *(['raw'] if 'raw' in file else [])])}")
-
-
-def _columns(obs: Any) -> Callable[[str | None, int, int], np.ndarray]:
-    """Slices of the columns of a stored data frame."""
-
-    def column(key: str | None, start: int, stop: int) -> np.ndarray:
-        name = obs.attrs.get("_index", "_index") if key is None else key
-        if name not in obs:
-            raise InputError(f"obs has no column {name!r}. {nearest(name, [each for each in obs if each != '_index'])}")
-        stored = obs[name]
-        kind = stored.attrs.get("encoding-type", "array")
-        if "categories" in stored.attrs:  # anndata before 0.8
-            return _plain(read_elem(obs)[name].iloc[start:stop])
-        if kind not in _SLICED:
-            raise InputError(f"obs[{name!r}] is stored as {kind!r}, which cannot be carried along.")
-        if kind == "categorical":
-            codes = read_slice(stored["codes"], start, stop)
-            categories = _plain(pd.Series(read_elem(stored["categories"])))
-            if categories.dtype.kind == "U":
-                categories = np.append(categories, "")
-                return categories[codes]  # -1: missing
-            if (codes < 0).any():
-                return np.where(codes < 0, np.nan, categories[codes])
-            return categories[codes]
-        if kind.startswith("nullable"):
-            values, missing = (read_slice(stored[part], start, stop) for part in ("values", "mask"))
-            series = pd.Series(_plain(pd.Series(values)), dtype=object)
-            return _plain(series.mask(missing))
-        return _plain(pd.Series(read_slice(stored, start, stop)))
-
-    return column
-
-
-def _table(obs: Any) -> Callable[[Sequence[str]], pd.DataFrame]:
-    """Whole columns of a stored data frame."""
-
-    def table(keys: Sequence[str]) -> pd.DataFrame:
-        there = [key for key in keys if key in obs]
-        if any("categories" in obs[key].attrs for key in there):  # anndata before 0.8
-            return read_elem(obs)[there]
-        index = pd.Index(in_pandas(obs[obs.attrs.get("_index", "_index")]))
-        return pd.DataFrame({key: pd.Series(in_pandas(obs[key]), index=index) for key in there}, index=index)
-
-    def in_pandas(stored: Any) -> Any:
-        values = read_elem(stored)
-        return values.astype(object) if values.dtype.kind == "T" else values  # NumPy's own strings
-
-    return table
-
-
-def _plain(values: pd.Series) -> np.ndarray:
-    """Numbers or bool as they are, all else as text; missing numbers are NaN, missing texts are empty."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(object)
-    if values.dtype.kind in "iufb" and not pd.api.types.is_extension_array_dtype(values.dtype):
-        return values.to_numpy()
-    if pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.infer_dtype(values) in ("integer", "floating"):
-        return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    missing = values.isna()
-    texts = [each.decode() if isinstance(each, bytes) else str(each) for each in values.where(~missing, "")]
-    return np.array(texts, dtype=str)
-
-
-def _identity(path: Path, told: Path, matrix: matrices.Matrix, genes: Any) -> dict[str, Any]:
-    """Name, size and time of a file, with its shape and genes; of a store, of the file `told` in it."""
+def _identity(path: Path, told: Path, matrix: matrices.Matrix, var: pd.DataFrame) -> dict[str, Any]:
+    """Name, size and time of a file, with its shape and genes; of a store or folder, of the file `told` in it."""
     stat = told.stat()
-    names = [str(name) for name in read_elem(genes).index]
     return {
         "name": path.name,
         "bytes": stat.st_size,
         "modified": stat.st_mtime_ns,
         "cells": matrix.shape[0],
         "genes": matrix.shape[1],
-        "names": hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16],
+        "names": hashlib.sha256(json.dumps([str(name) for name in var.index]).encode()).hexdigest()[:16],
     }

@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 
 from rvqa.atlas.hdf5 import Dataset1D
-from rvqa.atlas.matrices import Array, Compressed, compiled_codecs
+from rvqa.atlas.matrices import Array, Compressed, compiled_codecs, stored_shape
+from rvqa.counts import native
 from rvqa.errors import InputError
 from rvqa.files import whole_file
 
@@ -34,7 +35,7 @@ def transposed(group: Any, scratch: Path, *, name: str, say: Callable[[str], Non
     say
         Told what is done.
     """
-    cells, genes = (int(n) for n in group.attrs["shape"])
+    cells, genes = stored_shape(group)
     kind = Dataset1D if isinstance(group, h5py.Group) else Array
     with compiled_codecs():
         indptr, indices, data = (kind(group[part]) for part in ("indptr", "indices", "data"))
@@ -43,7 +44,7 @@ def transposed(group: Any, scratch: Path, *, name: str, say: Callable[[str], Non
     if (np.diff(pointers) < 0).any() or pointers[0] != 0 or pointers[-1] != entries or len(indices) != entries:
         raise InputError(f"{name}: the sparse matrix is broken: its column pointers do not fit its values.")
     folder = scratch / f"rows-{name}"
-    dtype = np.dtype([("cell", np.int64), ("gene", np.int32), ("count", data.read(0, 0).dtype)])
+    dtype = np.dtype([("cell", np.int64), ("gene", np.int32), ("count", native(data.read(0, 0)).dtype)])
     if not (folder / "indptr.npy").is_file():
         say(f"{name} is stored by genes (CSC): turning {entries:,} entries into rows on disk first, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from rvqa.errors import InputError
 from rvqa.evaluation.studies import CellTable
-from rvqa.obs import labels_of, require_known
+from rvqa.obs import as_text, labels_of, require_known
 
 FIT, VALIDATION, HELD_OUT = "fit", "validation", "held out"
 COLUMNS = ("file", "cell", "donor", "role")
@@ -33,8 +33,9 @@ def by_donor(adata: AnnData, key: str, held_out: Sequence[str]) -> tuple[np.ndar
         No such column, or no cell of a held-out donor.
     """
     donors = labels_of(adata, key)
-    require_known("donor", held_out, donors)
-    outside = np.isin(donors, list(held_out))
+    names = [as_text(each) for each in held_out]
+    require_known("donor", names, donors)
+    outside = np.isin(donors, names)
     return (donors != "") & ~outside, outside
 
 
@@ -64,6 +65,7 @@ def make_split(
         A donor that no file has, one that is named twice, or nothing left to fit.
     """
     donors = {str(donor) for study in studies for donor in study.donor_N} - {""}
+    held_out, validation = ([as_text(name) for name in names] for names in (held_out, validation))
     require_known("donor", [*held_out, *validation], donors)
     if both := sorted(set(held_out) & set(validation)):
         raise InputError(f"Donor {both[0]!r} is both held out and for validation. Name it once.")

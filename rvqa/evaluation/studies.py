@@ -15,12 +15,13 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from rvqa.atlas.sources import Layers, layer_of, read_cells
+from rvqa.atlas.tenx import find_matrix_market
 from rvqa.counts import log1p_normalise, read_counts
 from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
-from rvqa.files import read_h5ad
 from rvqa.genes import GeneAlignment, GeneAxis, align, map_columns
-from rvqa.obs import column, labels_of
+from rvqa.obs import conditions_of, labels_of
 
 DEPTH_COLUMNS = ("n_counts_all_genes", "nUMI_all_genes", "library_size")
 """Columns of obs in which files that were cut to a few genes keep every cell's total counts."""
@@ -38,7 +39,7 @@ class CellTable:
     donor_N: np.ndarray
     """Donor, object [N]; "" where unknown."""
     condition_N: np.ndarray
-    """Condition, object [N]; "" where there is none."""
+    """Condition, object [N]; "" where the file has no such column, None where it has but does not say."""
     cell_N: np.ndarray
     """Barcode, object [N]."""
 
@@ -59,7 +60,7 @@ class CellTable:
         by_author = f"{labels}_author"
         truth_N = np.where(texts(by_author) == "", "", label_N) if by_author in adata.obs else label_N
         cell_N = np.array([str(name) for name in adata.obs_names], dtype=object)
-        condition_N = column(adata, condition).astype(object) if condition in adata.obs else texts(condition)
+        condition_N = conditions_of(adata, condition, ()) if condition in adata.obs else texts(condition)
         return cls(name, label_N, truth_N, texts(donor), condition_N, cell_N)
 
 
@@ -129,7 +130,7 @@ def read_study(
     labels: str = "cell_type",
     donor: str = "donor",
     condition: str = "condition",
-    layer: str | None = None,
+    layer: str | Layers | None = None,
     table: Mapping[str, str] | None = None,
 ) -> Study:
     """Read one .h5ad file with raw counts.
@@ -142,7 +143,7 @@ def read_study(
         Columns of obs; one that the file does not have is taken as unknown in every cell. Where there is a column
         `<labels>_author` as well, labels that it leaves empty were transferred by a model: they teach and test nothing.
     layer
-        Where the counts are: a layer, or "raw"; `X` by default.
+        As for `rvqa.encode`.
     table
         Harmonised label of a raw one; `label_table()` reads one. Labels that it does not know stay as they are.
 
@@ -152,18 +153,23 @@ def read_study(
         No such file, or no raw counts.
     """
     path = Path(path)
-    adata = read_h5ad(path)
+    adata = read_cells(path, layer=layer)
     with about(path):
-        cells = read_counts(adata, layer=layer, library_size_key=depth_column(adata.obs))
+        cells = read_counts(adata, layer=layer_of(layer, path), library_size_key=depth_column(adata.obs))
         told = CellTable.of(adata, path.stem, labels=labels, donor=donor, condition=condition, table=table)
     return Study(**vars(told), counts=cells.counts, var=cells.var, library_size=cells.library_size, given=cells.given)
 
 
 def label_table(folder: str | Path | None = None) -> dict[str, str]:
-    """Coarse label of every raw label: `label_to_cl.json` of a folder, of RVQA_REF_DIR, or {} where there is none."""
-    named = folder or os.environ.get("RVQA_REF_DIR")
-    beside = Path(os.environ.get("RVQA_DATA_DIR", "../shared/data")).parent / "ref"
-    file = (Path(named) if named else beside) / "label_to_cl.json"
+    """Coarse label of every raw label, from `label_to_cl.json`.
+
+    The file is looked for in the folder given, else in RVQA_REF_DIR, else in $RVQA_DATA_DIR/../ref. The table is empty
+    where there is no such file.
+    """
+    named, data = folder or os.environ.get("RVQA_REF_DIR"), os.environ.get("RVQA_DATA_DIR")
+    if not named and not data:
+        return {}
+    file = (Path(named) if named else Path(data or "") / ".." / "ref") / "label_to_cl.json"
     if not file.is_file():
         return {}
     return {raw: entry["coarse"] for raw, entry in json.loads(file.read_text(encoding="utf-8")).items()}
@@ -173,7 +179,8 @@ def study_files(given: Sequence[str | Path]) -> list[Path]:
     """Files to read: those given, and all .h5ad files of folders given, in the order of their names."""
     files: list[Path] = []
     for each in map(Path, given):
-        inside = sorted(each.glob("*.h5ad")) if each.is_dir() and each.suffix != ".zarr" else [each]
+        folder = each.is_dir() and each.suffix != ".zarr" and find_matrix_market(each) is None
+        inside = sorted(each.glob("*.h5ad")) if folder else [each]
         if not inside:
             raise InputError(f"{each} holds no .h5ad file. Give files, or a folder of them.")
         files += inside

@@ -1,5 +1,9 @@
 """What a tokenizer keeps of cells: each measure once, on cells through the tokenizer (`Coded`).
 
+A measure that cannot be taken of some cells raises `NotMeasured`, which says why and what would make it possible. Each
+comparison of unseen cells with cells of the fit is made on genes of its own (`Comparison`), so that a file of few genes
+narrows no comparison but its own.
+
 Shapes: N cells, G genes of an axis, M levels, K codewords a level, D latent width.
 """
 
@@ -15,8 +19,9 @@ from rvqa.evaluation import baselines
 from rvqa.evaluation.clusters import clustering, knn_purity
 from rvqa.evaluation.metrics import bootstrap_interval, classification, perplexity
 from rvqa.evaluation.populations import gene_correlation, mean_pearson_centered, variance_over_poisson, variance_pearson
-from rvqa.evaluation.studies import Study, shared_axis
-from rvqa.genes import GeneAxis, map_columns
+from rvqa.evaluation.studies import Study
+from rvqa.genes import FLOOR, GeneAxis, map_columns, match_columns
+from rvqa.obs import quoted
 from rvqa.tokenizer import CellTokenizer
 
 MIN_CELLS = 50
@@ -38,6 +43,10 @@ PANEL_TOP = 2_000
 
 EMPTY = 300
 """Counts of a simulated empty droplet."""
+
+
+class NotMeasured(Exception):
+    """A measure cannot be taken of some cells; the message says why, and what would make it possible."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,60 @@ class Coded:
         return sp.csr_matrix((np.ones(N * M, np.float32), at, np.arange(N + 1) * M), shape=(N, M * entries))
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Files of the fit that unseen cells are compared with, and the genes that all of these files measure."""
+
+    sources: list[Coded]
+    axis: GeneAxis
+    left_out: list[str]
+    """Files of the fit that measure too few of the genes."""
+
+    @classmethod
+    def of(
+        cls, taught: Sequence[Coded], study: Study, axis: GeneAxis, useful: Sequence[Coded] | None = None
+    ) -> "Comparison":
+        """Choose the files of the fit, and with them the genes.
+
+        The file that measures most of the study's genes is always taken. Of the others, the one that measures the
+        fewest of these genes is left out, again and again, until at least half of them are left.
+
+        Parameters
+        ----------
+        taught
+            Files of the fit.
+        study
+            Unseen cells.
+        axis
+            Genes to choose from.
+        useful
+            Files of the fit of which one must be taken; all by default.
+
+        Raises
+        ------
+        NotMeasured
+            No useful file measures `FLOOR` of the study's genes.
+        """
+        here_G = _measures(study, axis)
+        genes = {each.study.name: here_G & _measures(each.study, axis) for each in taught}
+        first = max(useful or taught, key=lambda each: genes[each.study.name].sum(), default=None)
+        least = min(FLOOR, len(axis))
+        if first is None or genes[first.study.name].sum() < least:
+            raise NotMeasured(
+                f"No file of the fit measures {least} of its {here_G.sum():,} genes; give one that does with --data."
+            )
+        most_G = genes[first.study.name]
+        kept = list(taught)
+        while True:
+            shared_G = np.all([genes[each.study.name] for each in kept], axis=0)
+            if 2 * shared_G.sum() >= most_G.sum():
+                break
+            others = [each for each in kept if each is not first]
+            kept.remove(min(others, key=lambda each: int((most_G & genes[each.study.name]).sum())))
+        left_out = [each.study.name for each in taught if each not in kept]
+        return cls(kept, axis.subset(shared_G), left_out)
+
+
 def code_use(tests: Sequence[Coded], entries: int) -> dict[str, Any]:
     """Perplexity by level, and codes that no unseen cell has, over all unseen cells and by study."""
     codes_NM = np.concatenate([test.codes_NM for test in tests])
@@ -77,12 +140,8 @@ def code_use(tests: Sequence[Coded], entries: int) -> dict[str, Any]:
 
 
 def explained_variance(
-    tokenizer: CellTokenizer,
-    continuous: CellTokenizer | None,
-    taught: Sequence[Coded],
-    tests: Sequence[Coded],
-    seed: int,
-) -> dict[str, dict[str, float]]:
+    tokenizer: CellTokenizer, continuous: CellTokenizer | None, taught: Comparison, test: Coded, seed: int
+) -> dict[str, float]:
     """Share of the variance of log1p expression that a ridge readout, fitted on cells of the fit, explains.
 
     A linear readout of the quantized latent, of the latent of the model without codebooks and of as many principal
@@ -91,49 +150,94 @@ def explained_variance(
     from sklearn.decomposition import PCA
     from sklearn.linear_model import Ridge
 
-    rows = {}
-    for test in tests:
-        axis = tokenizer.axis.subset(np.flatnonzero(test.study.alignment(tokenizer.axis).measured))
-        axis = shared_axis([*(each.study for each in taught if _covers(each.study, axis)), _of(axis, test.study)])
-        sources = [each for each in taught if _covers(each.study, axis)]
-        train_NG = np.concatenate([each.study.log1p(axis).toarray() for each in sources])
-        test_NG = test.study.log1p(axis).toarray()
-        pca = PCA(tokenizer.config.latent, svd_solver="randomized", random_state=seed).fit(train_NG)
-        features = {
-            "quantized": ([each.quantized_ND for each in sources], test.quantized_ND),
-            "before quantization": ([each.latent_ND for each in sources], test.latent_ND),
-            "PCA": ([pca.transform(train_NG)], pca.transform(test_NG)),
-        }
-        if continuous is not None:
-            features["continuous"] = (
-                [Coded.of(continuous, each.study).latent_ND for each in sources],
-                Coded.of(continuous, test.study).latent_ND,
-            )
-        row = {}
-        for name, (train, inside) in features.items():
-            readout = Ridge(1.0).fit(np.concatenate(train), train_NG)
-            error = float(((test_NG - readout.predict(inside)) ** 2).sum())
-            row[name] = 1.0 - error / float(((test_NG - test_NG.mean(0)) ** 2).sum())
-        row["ratio"] = row["quantized"] / row.get("continuous", row["before quantization"])
-        rows[test.study.name] = row
-    return rows
+    train_NG = np.concatenate([each.study.log1p(taught.axis).toarray() for each in taught.sources])
+    test_NG = test.study.log1p(taught.axis).toarray()
+    total = float(((test_NG - test_NG.mean(0)) ** 2).sum())
+    if total == 0:
+        raise NotMeasured("Its expression does not vary over the unseen cells; different cells are needed.")
+    components = min(tokenizer.config.latent, *train_NG.shape)
+    pca = PCA(components, svd_solver="randomized", random_state=seed).fit(train_NG)
+    features = {
+        "quantized": ([each.quantized_ND for each in taught.sources], test.quantized_ND),
+        "before quantization": ([each.latent_ND for each in taught.sources], test.latent_ND),
+        "PCA": ([pca.transform(train_NG)], pca.transform(test_NG)),
+    }
+    if continuous is not None:
+        features["continuous"] = (
+            [Coded.of(continuous, each.study).latent_ND for each in taught.sources],
+            Coded.of(continuous, test.study).latent_ND,
+        )
+    row = {}
+    for name, (train, inside) in features.items():
+        readout = Ridge(1.0).fit(np.concatenate(train), train_NG)
+        row[name] = 1.0 - float(((test_NG - readout.predict(inside)) ** 2).sum()) / total
+    whole = row.get("continuous", row["before quantization"])
+    row["ratio"] = row["quantized"] / whole if whole > 0 else float("nan")
+    return row
 
 
-def probe(taught: Sequence[Coded], test: Coded, entries: int, rng: np.random.Generator) -> dict[str, Any]:
+def comparable(taught: Sequence[Coded], test: Coded, labels: str) -> Comparison:
+    """Files of the fit whose cells can teach a probe the types of a study, and the genes it can learn from.
+
+    Parameters
+    ----------
+    taught
+        Files of the fit.
+    test
+        Unseen cells.
+    labels
+        Column of obs with cell types, for the message.
+
+    Raises
+    ------
+    NotMeasured
+        No file has known types, or too few of the unseen cells have a type that a file of the fit has.
+    """
+    column = f"obs[{labels!r}]"
+    labelled = [each for each in taught if (each.study.label_N != "").any()]
+    if not labelled:
+        raise NotMeasured(
+            f"No file of the fit has cell types in {column}; name the column with --labels, or give labelled files of "
+            "the fit with --data."
+        )
+    types = set(test.study.truth_N) - {""}
+    if not types and (test.study.label_N != "").any():
+        raise NotMeasured(f"A model made all of its types in {column}; name a column of known types with --labels.")
+    if not types:
+        raise NotMeasured(f"No unseen cell has a type in {column}; name the column with --labels.")
+    useful = [each for each in labelled if types & set(each.study.label_N)]
+    if useful:
+        found = Comparison.of(labelled, test.study, test.study.axis, useful)
+        known = _truth(found.sources, test)[2]
+        if len(known) >= MIN_CELLS and len(set(known)) > 1:
+            return found
+    fitted = {name for each in labelled for name in each.study.label_N} - {""}
+    raise NotMeasured(
+        f"A probe needs {MIN_CELLS} unseen cells of two types that the fit was taught. In {column} are {_some(types)}, "
+        f"and the fit has {_some(fitted)}; give files with types in common, or common names in label_to_cl.json "
+        "(RVQA_REF_DIR)."
+    )
+
+
+def _some(names: set[str]) -> str:
+    """The first names of many."""
+    return quoted(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def probe(taught: Comparison, test: Coded, entries: int, rng: np.random.Generator) -> dict[str, Any]:
     """Accuracy on the unseen cells of logistic regressions taught on the labelled cells of the fit.
 
-    On expression: log1p over the genes that all files share, and on what the tokenizer makes of the same cells.
+    On expression: log1p over the genes of the comparison, and on what the tokenizer makes of the same cells.
     """
-    train_N, keep_N, truth_N = _truth(taught, test)
-    axis = shared_axis([*(each.study for each in taught), test.study])
-    train_NG = sp.vstack([each.study.log1p(axis) for each in taught], format="csr")
+    train_N, keep_N, truth_N = _truth(taught.sources, test)
+    train_NG = sp.vstack([each.study.log1p(taught.axis) for each in taught.sources], format="csr")
     rows_N = train_N != ""
     features = {
-        "expression": (train_NG, test.study.log1p(axis)),
-        "latent": _standardised([each.quantized_ND for each in taught], test.quantized_ND),
-        "codes": (sp.vstack([each.one_hot(entries) for each in taught], format="csr"), test.one_hot(entries)),
+        "expression": (train_NG, test.study.log1p(taught.axis)),
+        "latent": _standardised([each.quantized_ND for each in taught.sources], test.quantized_ND),
+        "codes": (sp.vstack([each.one_hot(entries) for each in taught.sources], format="csr"), test.one_hot(entries)),
     }
-    result: dict[str, Any] = {"cells": int(keep_N.sum()), "genes": len(axis)}
+    result: dict[str, Any] = {"cells": int(keep_N.sum()), "genes": len(taught.axis)}
     for name, (train, inside) in features.items():
         strength = CODES_C if name == "codes" else EXPRESSION_C
         predicted_N = baselines.logistic_regression(train[rows_N], train_N[rows_N], inside[keep_N], C=strength)
@@ -146,25 +250,32 @@ def probe(taught: Sequence[Coded], test: Coded, entries: int, rng: np.random.Gen
 
 
 def half_depth(
-    tokenizer: CellTokenizer, taught: Sequence[Coded], test: Coded, rng: np.random.Generator
+    tokenizer: CellTokenizer, taught: Comparison | None, test: Coded, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Share of cells whose codes stay when every count is kept with probability 1/2; 32-means on PCA beside it."""
+    """Share of cells whose codes stay when every count is kept with probability 1/2; 32-means on PCA beside it.
+
+    PCA is fitted on cells of the fit, without a comparison on the cells themselves.
+    """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
     thinned = test.study.counts.copy()
     thinned.data = rng.binomial(thinned.data.astype(np.int64), 0.5).astype(np.float32)
     stored_N = np.asarray(thinned.sum(1), dtype=np.float64).ravel()
-    filled = stored_N > 0
+    filled = readable(tokenizer, replace(test.study, counts=thinned, library_size=stored_N))
+    if filled.sum() < MIN_CELLS:
+        raise NotMeasured(
+            f"At half depth {filled.sum()} of its {len(filled):,} cells have counts in genes that the tokenizer knows; "
+            f"{MIN_CELLS} are needed."
+        )
     if test.study.given:
         unstored_N = test.study.library_size - np.asarray(test.study.counts.sum(1)).ravel()
         stored_N += rng.binomial(np.maximum(unstored_N, 0).astype(np.int64), 0.5)
     half = replace(test.study, counts=thinned, library_size=stored_N).take(filled).at_depth(tokenizer.shares)
     codes_NM = Coded.of(tokenizer, half).codes_NM
     same_NM = codes_NM == test.codes_NM[filled]
-    axis = tokenizer.axis.subset(np.flatnonzero(test.study.alignment(tokenizer.axis).measured))
-    sources = [each.study for each in taught if _covers(each.study, axis)] or [test.study]
-    shared = shared_axis([*sources, _of(axis, test.study)])
+    shared = taught.axis if taught else tokenizer.axis.subset(_measures(test.study, tokenizer.axis))
+    sources = [each.study for each in taught.sources] if taught else [test.study]
     train_NG = sp.vstack([study.log1p(shared) for study in sources], format="csr")
     pca = PCA(min(32, min(train_NG.shape) - 1), svd_solver="arpack", random_state=0).fit(train_NG)
     means = KMeans(tokenizer.config.entries, n_init=3, random_state=0).fit(pca.transform(train_NG))
@@ -177,25 +288,35 @@ def half_depth(
 
 
 def panels(
-    tokenizer: CellTokenizer, taught: Sequence[Coded], tests: Sequence[Coded], studies: Sequence[Study], entries: int
-) -> dict[str, dict[str, dict[str, float]]]:
+    tokenizer: CellTokenizer, taught: Comparison, test: Coded, studies: Sequence[Study]
+) -> dict[str, dict[str, float]]:
     """Accuracy of the probe on codes when unseen cells show only the genes of another study's panel."""
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    small = [study for study in studies if study.counts.shape[1] <= PANEL_MOST]
-    for test in tests:
-        if test.study.counts.shape[1] <= PANEL_MOST or not can_probe(taught, test):
+    if test.study.counts.shape[1] <= PANEL_MOST:
+        raise NotMeasured(
+            f"Its own panel has {test.study.counts.shape[1]:,} genes; unseen cells with more than {PANEL_MOST:,} are "
+            "needed to cut."
+        )
+    small = _panels([study for study in studies if study.counts.shape[1] <= PANEL_MOST])
+    if not small:
+        raise NotMeasured(
+            f"No file has a panel of {PANEL_TOP // 2:,} to {PANEL_MOST:,} genes to cut its cells to; give one (--data)."
+        )
+    entries = tokenizer.config.entries
+    whole = probe_codes(taught, test, entries, None)
+    rows = {}
+    for name, axis in small:
+        measured = np.flatnonzero(match_columns(test.study.var, axis) >= 0)
+        cut = test.study.cut(measured)
+        if _measures(cut, tokenizer.axis).sum() < min(FLOOR, len(tokenizer.axis)):
             continue
-        whole = probe_codes(taught, test, entries, None)
-        rows = {}
-        for name, axis in _panels(small):
-            measured = np.flatnonzero([position >= 0 for position in _columns(test.study, axis)])
-            cut = test.study.cut(measured)
-            if cut.alignment(tokenizer.axis).measured.sum() < MIN_CELLS:
-                continue
-            accuracy = probe_codes(taught, Coded.of(tokenizer, cut), entries, None)
-            rows[name] = {"genes": len(measured), "accuracy": accuracy, "drop_points": 100 * (whole - accuracy)}
-        result[test.study.name] = rows
-    return result
+        accuracy = probe_codes(taught, Coded.of(tokenizer, cut), entries, None)
+        rows[name] = {"genes": len(measured), "accuracy": accuracy, "drop_points": 100 * (whole - accuracy)}
+    if not rows:
+        raise NotMeasured(
+            f"Cut to the genes of {quoted(name for name, _ in small)} it has fewer than {FLOOR} of the tokenizer's "
+            "genes; give a file of another panel (--data)."
+        )
+    return rows
 
 
 def _panels(small: Sequence[Study]) -> list[tuple[str, GeneAxis]]:
@@ -245,14 +366,16 @@ def populations(
     }
 
 
-def clusters(test: Coded, seed: int) -> dict[str, dict[str, float]]:
+def clusters(test: Coded, seed: int, labels: str) -> dict[str, dict[str, float]]:
     """How well types separate in the quantized latent, and in as many principal components of the same cells."""
     from sklearn.decomposition import PCA
 
+    _require_types(test.study, labels)
     rows_N = test.study.label_N != ""
     labels_N = test.study.label_N[rows_N]
     log1p = test.study.log1p(test.study.axis)
-    pca = PCA(test.quantized_ND.shape[1], svd_solver="arpack", random_state=seed).fit_transform(log1p)
+    components = min(test.quantized_ND.shape[1], min(log1p.shape) - 1)
+    pca = PCA(components, svd_solver="arpack", random_state=seed).fit_transform(log1p)
     result = {}
     for name, latent_ND in (("quantized", test.quantized_ND), ("PCA of these cells", pca)):
         result[name] = {
@@ -262,7 +385,7 @@ def clusters(test: Coded, seed: int) -> dict[str, dict[str, float]]:
     return result
 
 
-def odd_cells(tokenizer: CellTokenizer, test: Coded, rng: np.random.Generator) -> dict[str, float]:
+def odd_cells(tokenizer: CellTokenizer, test: Coded, rng: np.random.Generator, labels: str) -> dict[str, float]:
     """Area under the ROC curve with which the reconstruction error finds simulated doublets and empty droplets.
 
     Doublets: sums of two cells of different types, thinned to the depth of the first. Empty droplets: draws of 300
@@ -271,6 +394,7 @@ def odd_cells(tokenizer: CellTokenizer, test: Coded, rng: np.random.Generator) -
     from sklearn.metrics import roc_auc_score
 
     study = test.study
+    _require_types(study, labels)
     typed = np.flatnonzero(study.label_N != "")
     one, two = (rng.choice(typed, 500) for _ in range(2))
     different = study.label_N[one] != study.label_N[two]
@@ -281,7 +405,7 @@ def odd_cells(tokenizer: CellTokenizer, test: Coded, rng: np.random.Generator) -
     singles = study.take(one)
     made = replace(singles, counts=doublets)
     errors = [tokenizer_error(tokenizer, each) for each in (singles, made)]
-    result = {"doublets": float(roc_auc_score(np.repeat([0, 1], len(one)), np.concatenate(errors)))}
+    result = {"doublets": float(roc_auc_score(np.repeat([0, 1], len(one)), np.concatenate(errors))), "empty": np.nan}
     rich = study.take(one[depth[one] > EMPTY])
     if len(rich) >= MIN_CELLS:
         shallow = _thin(rich.counts, EMPTY / rich.library_size, rng)
@@ -321,19 +445,11 @@ def _truth(taught: Sequence[Coded], test: Coded) -> tuple[np.ndarray, np.ndarray
     return train_N, keep_N, test.study.truth_N[keep_N]
 
 
-def can_probe(taught: Sequence[Coded], test: Coded) -> bool:
-    """Whether enough unseen cells have a label that can be learned, of two types or more."""
-    if not taught:
-        return False
-    truth_N = _truth(taught, test)[2]
-    return len(truth_N) >= MIN_CELLS and len(set(truth_N)) > 1
-
-
-def probe_codes(taught: Sequence[Coded], test: Coded, entries: int, levels: int | None) -> float:
+def probe_codes(taught: Comparison, test: Coded, entries: int, levels: int | None) -> float:
     """Accuracy on unseen cells of the logistic regression on the first levels of the codes."""
-    train_N, keep_N, truth_N = _truth(taught, test)
+    train_N, keep_N, truth_N = _truth(taught.sources, test)
     rows_N = train_N != ""
-    train = sp.vstack([each.one_hot(entries, levels) for each in taught], format="csr")
+    train = sp.vstack([each.one_hot(entries, levels) for each in taught.sources], format="csr")
     inside = test.one_hot(entries, levels)[keep_N]
     predicted_N = baselines.logistic_regression(train[rows_N], train_N[rows_N], inside, C=CODES_C)
     return float(np.mean(predicted_N == truth_N))
@@ -345,24 +461,25 @@ def _standardised(train: Sequence[np.ndarray], test_ND: np.ndarray) -> tuple[np.
     return (train_ND - mean_D) / scale_D, (test_ND - mean_D) / scale_D
 
 
-def n_types(study: Study) -> int:
-    """Number of types with enough cells."""
-    return sum((study.label_N == name).sum() >= MIN_CELLS for name in set(study.label_N) - {""})
+def _require_types(study: Study, labels: str) -> None:
+    """Refuse to measure a study without two types of enough cells."""
+    many = [name for name in set(study.label_N) - {""} if (study.label_N == name).sum() >= MIN_CELLS]
+    if len(many) < 2:
+        raise NotMeasured(
+            f"Two types of {MIN_CELLS} unseen cells are needed, and obs[{labels!r}] has {len(many)}; name the column "
+            "of cell types with --labels."
+        )
 
 
-def _columns(study: Study, axis: GeneAxis) -> np.ndarray:
-    return study.alignment(axis).column_map
+def _measures(study: Study, axis: GeneAxis) -> np.ndarray:
+    """Which genes of an axis a study measures, bool [G]."""
+    return np.isin(np.arange(len(axis)), match_columns(study.var, axis))
 
 
-def _covers(study: Study, axis: GeneAxis) -> bool:
-    """Whether a study measures at least half of an axis, by symbol."""
-    return len(set(study.axis.symbols) & set(axis.symbols)) >= 0.5 * len(axis)
-
-
-def _of(axis: GeneAxis, study: Study) -> Study:
-    """The study cut to an axis, for `shared_axis`."""
-    inside = np.flatnonzero(_columns(study, axis) >= 0)
-    return study.cut(inside)
+def readable(tokenizer: CellTokenizer, study: Study) -> np.ndarray:
+    """Cells with a count in a gene that the tokenizer knows, bool [N]: their depth can be told."""
+    known = np.ones(study.counts.shape[1]) if study.given else match_columns(study.var, tokenizer.shares.axis) >= 0
+    return np.asarray(study.counts @ known.astype(np.float64)) > 0
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -25,6 +25,7 @@ def annotation_report(
     *,
     title: str = "Annotated cells",
     truth: str | None = None,
+    label_map: str | Path | None = None,
     key_added: str = "rvqa",
     command: str | None = None,
     force: bool = False,
@@ -41,6 +42,10 @@ def annotation_report(
         Heading, such as the file's name.
     truth
         Column of `adata.obs` with known types to compare with; cells without one are left out.
+    label_map
+        File with the name by which each label, of the known types and of the model, is compared: a JSON object, or two
+        columns of a .csv or .tsv file. Without it, names are compared as they are, or through `label_to_cl.json` of
+        `RVQA_REF_DIR` where that finds more of the known types among the model's labels; the report says which.
     key_added
         As given to `rvqa.annotate`.
     command
@@ -51,7 +56,8 @@ def annotation_report(
     Raises
     ------
     rvqa.errors.InputError
-        Cells that are not annotated, an unknown column, or a path that cannot be written.
+        Cells that are not annotated, an unknown column, a `label_map` that cannot be read, or a path that cannot be
+        written.
 
     Examples
     --------
@@ -68,7 +74,7 @@ def annotation_report(
     record = adata.uns[key_added]
     lead = f"Cell types of {adata.n_obs:,} cells, chosen by a language model from ten tokens a cell."
     report = Report(title, lead=lead, facts=_facts(adata, record), command=command)
-    add_annotation(report, adata, heading="Annotation", truth=truth, key_added=key_added)
+    add_annotation(report, adata, heading="Annotation", truth=truth, label_map=label_map, key_added=key_added)
     report.write(path, force=force)
 
 

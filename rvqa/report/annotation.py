@@ -1,11 +1,13 @@
 """What a report says about annotated cells."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
+from rvqa.evaluation.label_names import ComparedLabels, compare_labels
 from rvqa.evaluation.metrics import classification, confusion, per_class
 from rvqa.obs import labels_of
 from rvqa.report.figures import (
@@ -42,6 +44,7 @@ def add_annotation(
     *,
     heading: str,
     truth: str | None = None,
+    label_map: str | Path | None = None,
     key_added: str = "rvqa",
     methods: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
@@ -57,6 +60,9 @@ def add_annotation(
         What the cells are.
     truth
         Column of `adata.obs` with known types; cells without one are left out of the comparison.
+    label_map
+        File of names by which known and predicted types are compared; see `rvqa.evaluation.label_names`. Where most
+        known types have no counterpart among the model's labels, no accuracy is shown.
     key_added
         Prefix that `rvqa.annotate` wrote under.
     methods
@@ -75,17 +81,18 @@ def add_annotation(
     figures["median confidence"] = number(float(np.median(confidence_N)), 2)
     share = adata.uns[key_added].get("coverage", {}).get("coverage")
     figures["coverage of the model's genes"] = DASH if share is None else f"{float(share):.1%}"
-    known_N = np.zeros(adata.n_obs, dtype=bool) if truth_N is None else truth_N != ""
+    compared = None if truth_N is None else compare_labels(truth_N, predicted_N, labels, label_map=label_map)
     blocks = []
-    if truth_N is not None and np.isin(truth_N, labels).any():
-        scores = classification(truth_N[known_N], predicted_N[known_N])
+    if compared is not None and compared.sensible and compared.can_N.any():
+        known_N = compared.truth_N != ""
+        scores = classification(compared.truth_N[known_N], compared.predicted_N[known_N])
         figures |= {"accuracy": number(scores["accuracy"]), "macro-F1": number(scores["macro_f1"])}
     blocks += [tiles(figures), _cells(report, adata, predicted_N, confidence_N, truth_N, labels, key_added)]
     if methods:
         blocks += [el("h3", "Beside simple baselines"), methods_table(methods)]
-    blocks += [el("h3", "Cell types"), _types(predicted_N, confidence_N, truth_N, known_N, labels)]
-    if truth_N is not None:
-        blocks += [el("h3", "Predicted against known types"), *_confusion(truth_N, predicted_N, known_N, labels, truth)]
+    blocks += [el("h3", "Cell types"), _types(predicted_N, confidence_N, labels, compared)]
+    if compared is not None:
+        blocks += [el("h3", "Predicted against known types"), *_confusion(compared, truth)]
     blocks += [el("h3", "Codebook use"), codebook_figure(codes_NM)]
     report.add(heading, *blocks)
 
@@ -135,19 +142,21 @@ def methods_table(methods: Mapping[str, Mapping[str, float]]) -> Html:
 
 
 def _types(
-    predicted_N: np.ndarray,
-    confidence_N: np.ndarray,
-    truth_N: np.ndarray | None,
-    known_N: np.ndarray,
-    labels: Sequence[str],
+    predicted_N: np.ndarray, confidence_N: np.ndarray, labels: Sequence[str], compared: ComparedLabels | None
 ) -> Html:
-    named = set(predicted_N) | (set(truth_N[known_N]) if truth_N is not None else set())
+    """One row a type; beside known types, where an accuracy says anything, under the names that are compared."""
+    truth_N = known_N = np.empty(0, dtype=object)
+    if scored := compared is not None and compared.sensible:
+        truth_N, predicted_N, labels = compared.truth_N, compared.predicted_N, compared.labels
+        known_N = truth_N != ""
+        truth_N = truth_N[known_N]
+    named = set(predicted_N) | set(truth_N)
     types = [label for label in labels if label in named] + sorted(named - set(labels))
     header = ["type", "cells", "share", "", "median confidence", f"below {UNSURE:g}"]
     scores: dict[str, np.ndarray] = {}
-    if truth_N is not None:
+    if scored:
         header += ["known cells", "precision", "recall", "F1"]
-        scores = per_class(truth_N[known_N], predicted_N[known_N], types)
+        scores = per_class(truth_N, predicted_N[known_N], types)
     sizes = {name: int((predicted_N == name).sum()) for name in types}
     most = max(sizes.values())
     rows = []
@@ -155,40 +164,43 @@ def _types(
         inside = confidence_N[predicted_N == name]
         row: list[Any] = [name, f"{sizes[name]:,}", f"{sizes[name] / len(predicted_N):.1%}", bar(sizes[name], most)]
         row += [number(float(np.median(inside)), 2) if len(inside) else DASH, f"{int((inside < UNSURE).sum()):,}"]
-        if truth_N is not None:
-            known = int((truth_N[known_N] == name).sum())
+        if scored:
+            known = int((truth_N == name).sum())
             given = int((predicted_N[known_N] == name).sum())
             defined = {"precision": given, "recall": known, "f1": given + known}
             shown = [number(float(scores[score][at]), 2) if of else DASH for score, of in defined.items()]
             row += [f"{known:,}", *shown]
         rows.append(row)
     caption = "Cells by predicted type. Confidence is the probability of the type among the labels."
-    if truth_N is not None:
-        caption += f" Precision, recall and F1 over the {int(known_N.sum()):,} cells of known type."
+    if scored:
+        caption += f" Precision, recall and F1 over the {len(truth_N):,} cells of known type."
     return table(header, rows, caption=caption)
 
 
-def _confusion(
-    truth_N: np.ndarray, predicted_N: np.ndarray, known_N: np.ndarray, labels: Sequence[str], key: str | None
-) -> list[Html]:
+def _confusion(compared: ComparedLabels, key: str | None) -> list[Html]:
+    known_N = compared.truth_N != ""
     if not known_N.any():
         return [note(f"No cell has a label in obs[{key!r}].")]
-    truth_N, predicted_N = truth_N[known_N], predicted_N[known_N]
+    truth_N, predicted_N, can_N = compared.truth_N[known_N], compared.predicted_N[known_N], compared.can_N[known_N]
     named = set(truth_N) | set(predicted_N)
-    columns = [label for label in labels if label in named]
-    rows = [label for label in labels if label in set(truth_N)]
-    foreign = sorted(set(truth_N) - set(labels))
-    scores = classification(truth_N, predicted_N)
+    columns = [label for label in compared.labels if label in named]
+    rows = [label for label in compared.labels if label in set(truth_N)]
+    foreign = sorted(set(truth_N) - set(compared.labels))
     counts_RC = confusion(truth_N, predicted_N, rows + foreign, columns)
-    sentence = f"Accuracy {scores['accuracy']:.3f}, macro-F1 {scores['macro_f1']:.3f} over {len(truth_N):,} cells."
+    sentence = (
+        "No accuracy is shown: most known types, or most of their cells, have no label of the model as counterpart."
+    )
+    if compared.sensible:
+        scores = classification(truth_N, predicted_N)
+        sentence = f"Accuracy {scores['accuracy']:.3f}, macro-F1 {scores['macro_f1']:.3f} over {len(truth_N):,} cells."
     if len(known_N) > len(truth_N):
         sentence += f" {len(known_N) - len(truth_N):,} cells without a label are left out."
     if foreign:
-        can_N = np.isin(truth_N, labels)
         inner = f", among the others {np.mean(truth_N[can_N] == predicted_N[can_N]):.3f}" if can_N.any() else ""
-        sentence += f" {int((~can_N).sum()):,} cells have a label the model cannot give (†) and count as wrong{inner}."
+        counted = f" and count as wrong{inner}" if compared.sensible else ""
+        sentence += f" {int((~can_N).sum()):,} cells have a label the model cannot give (†){counted}."
     caption = f"Rows: obs[{key!r}]; columns: predicted. Counts, shaded by their share of the row."
     return [
-        el("p", sentence),
+        el("p", f"{sentence} {compared.sentence}"),
         confusion_figure(counts_RC, rows + [f"{name} †" for name in foreign], columns, caption=caption),
     ]

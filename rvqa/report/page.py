@@ -89,9 +89,9 @@ def scroll(content: Html, label: str) -> Html:
     return el("div", content, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
-def number(value: float, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """Rounded number; a dash for one that is not."""
-    return f"{value:.{digits}f}" if value == value else DASH
+    return DASH if value is None or value != value else f"{value:.{digits}f}"
 
 
 def command_line() -> str:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from rvqa.codes import cell_codes, read_cells
+from rvqa.codes import cell_codes, cells_on_axis
 from rvqa.counts import log1p_normalise
 from rvqa.errors import InputError
 from rvqa.evaluation.metrics import ShiftTruth
 from rvqa.evaluation.profiles import log1p_on_axis
 from rvqa.genes import map_columns
 from rvqa.model import Model
-from rvqa.obs import column, labels_of
+from rvqa.obs import conditions_of, labels_of
 from rvqa.report.annotation import code_colouring, drawn_text
 from rvqa.report.figures import (
     Colouring,
@@ -199,14 +199,14 @@ def compare(
     **reading: Any,
 ) -> Compared:
     """Compare what `rvqa.perturb` predicted with the file it started from; parameters as there."""
-    condition_N = None if control_key is None else column(adata, control_key)
-    control = adata if condition_N is None else adata[condition_N == control_value]
+    condition_N = None if control_key is None else conditions_of(adata, control_key, [str(control_value)])
+    control = adata if condition_N is None else adata[condition_N == ""]
     control_types_N = labels_of(control, cell_type_key)
     axis = model.cell_tokenizer.axis
-    counts, alignment, depth_N = read_cells(control, model.cell_tokenizer, **reading)
+    cells, alignment, depth_N = cells_on_axis(control, model.cell_tokenizer, **reading)
     measured_G = alignment.measured
     samples = predicted.n_obs // control.n_obs
-    control_NG = log1p_normalise(map_columns(counts, alignment), depth_N)[:, measured_G]
+    control_NG = log1p_normalise(map_columns(cells.counts, alignment), depth_N)[:, measured_G]
     predicted_NG = log1p_normalise(predicted.X, np.repeat(depth_N, samples))[:, measured_G]
     predicted_types_N = np.repeat(control_types_N, samples)
 

@@ -35,9 +35,16 @@ if TYPE_CHECKING:
 # Settings with which a model changes logits after its output matrix; the fast path knows none of them.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
+_SEEDS = 2**64
+"""Seeds are taken modulo this, because numpy refuses negative ones."""
+
 
 class HuggingFace:
     """An engine of `rvqa.serving.engine`: the model in this process.
+
+    An ask draws from its own seed, so its output does not depend on the other asks, their order or the batches. One
+    limit remains: the logits of a prompt can differ in their last bits between batches of different shape, and a draw
+    or a greedy choice that is as close as that can then fall to the neighbour.
 
     Parameters
     ----------
@@ -69,7 +76,7 @@ class HuggingFace:
                     replies = [Reply(scores=row) for row in scores_BC.tolist()]
                 else:
                     mask = (torch.arange(prompts_BP.shape[1]) >= pad_B[:, None]).long().to(prompts_BP.device)
-                    replies = [Reply(ids=row) for row in self._write(asks[batch[0]], prompts_BP, mask)]
+                    replies = [Reply(ids=row) for row in self._write([asks[i] for i in batch], prompts_BP, mask)]
                 yield from zip(batch, replies, strict=True)
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,12 +85,13 @@ class HuggingFace:
         rows = np.array([[*[end] * (width - len(prompt)), *prompt] for prompt in prompts], dtype=np.int64)
         return torch.from_numpy(rows).to(self.network.device), torch.tensor([width - len(prompt) for prompt in prompts])
 
-    def _write(self, ask: Ask, prompts_BP: torch.Tensor, mask_BP: torch.Tensor) -> list[list[int]]:
-        """Outputs of one batch, each up to its end token."""
+    def _write(self, asks: Sequence[Ask], prompts_BP: torch.Tensor, mask_BP: torch.Tensor) -> list[list[int]]:
+        """Outputs of one batch of asks that differ in prompt and seed alone, each up to its end token."""
         vocabulary, tokenizer = self.model.vocabulary, self.model.text_tokenizer
+        ask, seeds = asks[0], [each.seed for each in asks]
         if ask.rule.mode == "one_cell":
             codes_BM = generate_cells(
-                self.network, prompts_BP, mask_BP, vocabulary, temperature=ask.temperature, seed=ask.seed
+                self.network, prompts_BP, mask_BP, vocabulary, temperature=ask.temperature, seed=seeds
             )
             return vocabulary.ids(codes_BM).tolist()
         end = self.model.prompts.end
@@ -96,7 +104,7 @@ class HuggingFace:
             answers=[word_ids(tokenizer, text) for text in ask.rule.choices or ()],
         )
         output_BL = _sample(
-            self.network, prompts_BP, mask_BP, processor, ask.temperature, ask.seed, eos_token_id=end, pad_token_id=end
+            self.network, prompts_BP, mask_BP, processor, ask.temperature, seeds, eos_token_id=end, pad_token_id=end
         )
         rows = output_BL.tolist()
         return [row[: row.index(end) + 1] if end in row else row for row in rows]
@@ -176,7 +184,7 @@ def generate_cells(
     vocabulary: CellVocabulary,
     *,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     engine: Literal["auto", "fast", "generate"] = "auto",
 ) -> npt.NDArray[np.uint8]:
     """Write one cell after each prompt.
@@ -195,7 +203,9 @@ def generate_cells(
         0 takes the likeliest code of each level; above, codes are drawn from the softmax of logits / temperature over
         the codes of the level, without top-k, top-p or penalties, whatever the model's generation_config says.
     seed
-        Seed of the draws. The global random state is as before afterwards. Engines draw different numbers.
+        Seed of the draws: one for each prompt, or one number from which each row gets a seed of its own. A row draws
+        from its seed alone, not from the global random state, and draws the same whatever the other rows are and
+        whichever engine runs, up to logits that differ in their last bits.
     engine
         "fast": 8 model calls and 32 output rows each. "generate": `model.generate` with `CellSpanLogitsProcessor`.
         "auto": fast where it is exact, that is, where logits are hidden states times a plain output matrix.
@@ -207,8 +217,8 @@ def generate_cells(
     Raises
     ------
     InputError
-        Empty or right-padded prompts, a negative temperature, no rows for the cell tokens, or "fast" on a model that it
-        does not fit.
+        Empty or right-padded prompts, a negative temperature, another number of seeds than of prompts, no rows for the
+        cell tokens, or "fast" on a model that it does not fit.
     """
     if input_ids_BL.ndim != 2 or 0 in input_ids_BL.shape:
         raise InputError(f"Prompts have shape {tuple(input_ids_BL.shape)}; expected ids [prompts, length], not empty.")
@@ -221,13 +231,20 @@ def generate_cells(
         )
     if not 0 <= temperature < float("inf"):
         raise InputError(f"The temperature is {temperature}; expected 0 (greedy) or a positive number.")
+    B = len(input_ids_BL)
+    if isinstance(seed, int | np.integer):
+        seeds: Sequence[int] = np.random.default_rng(int(seed) % _SEEDS).integers(2**63, size=B).tolist()
+    else:
+        seeds = seed
+    if len(seeds) != B:
+        raise InputError(f"There are {len(seeds)} seeds for {B} prompts; give one seed for each, or one number.")
     require_rows(model, vocabulary)
     misfit = _fast_misfit(model)
     if engine == "fast" and misfit:
         raise InputError(f'The fast path does not fit this model: {misfit}. Use engine="auto" or "generate".')
     write = _fast if engine == "fast" or (engine == "auto" and not misfit) else _generate
     with torch.no_grad():
-        ids_BK = write(model, input_ids_BL, attention_mask.long(), vocabulary, temperature, seed)
+        ids_BK = write(model, input_ids_BL, attention_mask.long(), vocabulary, temperature, seeds)
     return vocabulary.codes(ids_BK.cpu().numpy())
 
 
@@ -237,7 +254,7 @@ def _generate(
     attention_mask: torch.Tensor,
     vocabulary: CellVocabulary,
     temperature: float,
-    seed: int,
+    seeds: Sequence[int],
 ) -> torch.Tensor:
     """`model.generate` in mode one_cell: the plain form of `_fast`, for any model and any logit settings."""
     processor = CellSpanLogitsProcessor(
@@ -246,7 +263,7 @@ def _generate(
         prompt_length=input_ids_BL.shape[1],
         max_new_tokens=vocabulary.span_length,
     )
-    return _sample(model, input_ids_BL, attention_mask, processor, temperature, seed)
+    return _sample(model, input_ids_BL, attention_mask, processor, temperature, seeds)
 
 
 def _sample(
@@ -255,23 +272,57 @@ def _sample(
     attention_mask: torch.Tensor,
     processor: CellSpanLogitsProcessor,
     temperature: float,
-    seed: int,
+    seeds: Sequence[int],
     **settings: int,
 ) -> torch.Tensor:
     """Outputs of `model.generate` under the grammar alone, [B, length]."""
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    devices = [input_ids_BL.device] if input_ids_BL.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _plain_generation_config(model), torch.no_grad():
-        torch.manual_seed(seed)
+    processors: list[LogitsProcessor] = [processor]
+    if temperature:
+        processors.append(_Draw(seeds, temperature, input_ids_BL.shape[1], processor.max_new_tokens))
+    with _plain_generation_config(model), torch.no_grad():
         output = model.generate(
             input_ids_BL,
             attention_mask=attention_mask,
-            logits_processor=LogitsProcessorList([processor]),
+            logits_processor=LogitsProcessorList(processors),
             max_new_tokens=processor.max_new_tokens,
-            **sampling,
+            do_sample=False,
             **settings,
         )
     return output[:, input_ids_BL.shape[1] :]
+
+
+class _Draw(LogitsProcessor):
+    """Leaves each row only the token that it draws from its own seed: a greedy `generate` then samples.
+
+    `generate` itself draws for all rows from one generator, so that a row's draws depend on the rows before it.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, seeds: Sequence[int], temperature: float, prompt_length: int, max_new_tokens: int) -> None:
+        self.uniform_BL, self.temperature = _uniforms(seeds, max_new_tokens), temperature
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        uniform_B = self.uniform_BL[:, input_ids.shape[1] - self.prompt_length]
+        return torch.full_like(scores, -torch.inf).scatter_(1, _drawn(scores, self.temperature, uniform_B), 0.0)
+
+
+def _uniforms(seeds: Sequence[int], length: int) -> torch.Tensor:
+    """Numbers in [0, 1), float64 [B, length]. A row depends on its seed alone; a short row begins a longer one."""
+    return torch.from_numpy(np.stack([np.random.default_rng(int(seed) % _SEEDS).random(length) for seed in seeds]))
+
+
+def _drawn(logits_BK: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
+    """Index [B, 1] where the cumulative probability of softmax(logits / temperature) passes the row's number.
+
+    In float64, so that only logits themselves, and no sum over them, can move a draw.
+    """
+    logits_BK = logits_BK.double()
+    below_max_BK = logits_BK - logits_BK.amax(dim=-1, keepdim=True)  # a tiny temperature cannot overflow
+    cumulative_BK = (below_max_BK / temperature).exp().cumsum(dim=-1)
+    target_B1 = uniform_B.to(logits_BK.device)[:, None] * cumulative_BK[:, -1:]
+    return torch.searchsorted(cumulative_BK, target_B1, right=True)
 
 
 @contextmanager
@@ -291,11 +342,11 @@ def _fast(
     attention_mask: torch.Tensor,
     vocabulary: CellVocabulary,
     temperature: float,
-    seed: int,
+    seeds: Sequence[int],
 ) -> torch.Tensor:
     """Prefill with prompt and opener, then one call a level; returns ids [B, levels + 2]."""
     B, device = len(input_ids_BL), input_ids_BL.device
-    generator = torch.Generator(device).manual_seed(seed)
+    uniform_BK = _uniforms(seeds, vocabulary.levels + 1).to(device) if temperature else None
     output_VH, bias_V = model.get_output_embeddings().weight, model.get_output_embeddings().bias
     one_B1 = torch.ones(B, 1, dtype=torch.long, device=device)
     written = [one_B1 * vocabulary.opener]
@@ -310,11 +361,10 @@ def _fast(
         lo, hi = vocabulary.level_range(level)
         bias_K = None if bias_V is None else bias_V[lo:hi]
         logits_BK = torch.nn.functional.linear(out.last_hidden_state[:, -1], output_VH[lo:hi], bias_K).float()
-        if temperature:
-            below_max_BK = logits_BK - logits_BK.amax(dim=-1, keepdim=True)  # a tiny temperature cannot overflow
-            code_B1 = torch.multinomial((below_max_BK / temperature).softmax(dim=-1), 1, generator=generator)
-        else:
+        if uniform_BK is None:
             code_B1 = logits_BK.argmax(dim=-1, keepdim=True)
+        else:
+            code_B1 = _drawn(logits_BK, temperature, uniform_BK[:, level + 1])  # `generate` draws the opener first
         new_ids = lo + code_B1
         written.append(new_ids)
     return torch.cat([*written, one_B1 * vocabulary.closer], dim=1)

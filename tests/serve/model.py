@@ -17,8 +17,7 @@ from rvqa.training.tokenizer import TokenizerSettings
 
 def main(directory: str) -> None:
     """Fit and save."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    cells = anndata.read_h5ad(Path(os.environ.get("RVQA_DATA_DIR", beside)) / "kang2018_ifnb_pbmc_2k.h5ad")
+    cells = anndata.read_h5ad(Path(os.environ["RVQA_DATA_DIR"]) / "kang2018_ifnb_pbmc_2k.h5ad")
     train, _ = splits.by_donor(cells, "donor", ("1244", "1256"))
     settings = FitSettings(tokenizer=TokenizerSettings(epochs=60), language=LanguageSettings(steps=300, batch_size=64))
     model = fit_files(

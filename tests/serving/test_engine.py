@@ -1,9 +1,11 @@
 """Engines: replies kept in a file, an engine that stops, a server that is slow, broken or no server of ours."""
 
+import copy
 import json
 import sqlite3
 import threading
 import warnings
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -102,8 +104,6 @@ def test_engines_by_name(model):
     assert open_engine(model, engine) is engine
     with pytest.raises(InputError, match=r"no engine 'tpu'; expected hf, vllm, or a server's address"):
         open_engine(model, "tpu")
-    from dataclasses import replace
-
     with pytest.raises(InputError, match=r"this model has none\. Save it"):
         Offline(replace(model, source=""))
     with pytest.raises(InputError, match="was loaded without weights"):
@@ -126,6 +126,26 @@ def test_outputs_of_every_rule(model):
     for ask, reply in zip(asks, gather(model, HuggingFace(model), asks), strict=True):
         answers = [model.text_tokenizer.encode(text, add_special_tokens=False) for text in ask.rule.choices or ()]
         assert is_valid_output(reply.ids, ask.rule, model.vocabulary, stop_ids=[model.prompts.end], answers=answers)
+
+
+@pytest.mark.parametrize("rule", [Rule("one_cell"), Rule("free")], ids=lambda rule: rule.mode)
+def test_an_ask_draws_from_its_own_seed_whatever_else_is_asked(model, rule):
+    """Another order, other batches, a part of the asks: the same outputs; a stopped run goes on as it would have.
+
+    In float64, where the logits of other batches differ by too little to move a draw.
+    """
+    exact = replace(model, network=copy.deepcopy(model.network).double())
+    prompt = tuple(model.prompts.ids("Cell type: {label}.", label="B")[0].tolist())
+    asks = [
+        Ask(prompt[: len(prompt) - i % 3], rule=rule, max_tokens=12, temperature=1.0 + i % 2, seed=i // 2 - 3)
+        for i in range(24)
+    ]
+    whole = gather(exact, HuggingFace(exact), asks)
+    assert len({tuple(reply.ids) for reply in whole}) > 12
+    order = np.random.default_rng(0).permutation(24).tolist()
+    for size, chosen in ((256, order), (5, order), (1, order[:4]), (7, order[5:])):
+        replies = gather(exact, HuggingFace(exact, batch_size=size), [asks[i] for i in chosen])
+        assert [reply.ids for reply in replies] == [whole[i].ids for i in chosen]
 
 
 def test_evidence_is_kept_and_scored(cells, model):
@@ -251,8 +271,6 @@ def test_which_model_and_whose_tokens(model, server, monkeypatch):
     assert Client(model, server.address).name == model.source
     with pytest.raises(InputError, match="does not answer"):
         Client(model, "http://127.0.0.1:9")
-    from dataclasses import replace
-
     from rvqa.vocabulary import CellVocabulary
 
     with pytest.raises(InputError, match="reads the cell tokens as other ids"):

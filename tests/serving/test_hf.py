@@ -8,6 +8,7 @@ from rvqa import grammar
 from rvqa.errors import InputError
 from rvqa.grammar import Rule, is_valid_output
 from rvqa.prompts import word_ids
+from rvqa.serving import hf
 from rvqa.serving.hf import CellSpanLogitsProcessor, generate_cells
 from rvqa.vocabulary import CellVocabulary, install_rows
 from tests import qwen_fixture, spans
@@ -190,15 +191,15 @@ def test_fast_and_generate_draw_from_the_same_distribution(model, monkeypatch, t
     ids_BL, mask_BL = prompts()
     seen = []
 
-    def draw(probabilities, num_samples, *, generator=None):
-        level = len(seen) - (probabilities.shape[1] > 32)
-        seen.append(probabilities)
-        if probabilities.shape[1] == 32:
+    def draw(logits, given, uniform):
+        level = len(seen) - (logits.shape[1] > 32)
+        seen.append((logits.double() / given).softmax(1))
+        if logits.shape[1] == 32:
             return torch.full((3, 1), 3 * level)
         forced = {-1: CELL.opener, 8: CELL.closer}
         return torch.full((3, 1), forced[level] if level in forced else CELL.code_id(level, 3 * level))
 
-    monkeypatch.setattr(torch, "multinomial", draw)
+    monkeypatch.setattr(hf, "_drawn", draw)
     codes = generate_cells(model, ids_BL, mask_BL, CELL, temperature=temperature, engine="fast")
     fast, seen = seen, []
     assert (generate_cells(model, ids_BL, mask_BL, CELL, temperature=temperature, engine="generate") == codes).all()
@@ -210,6 +211,43 @@ def test_fast_and_generate_draw_from_the_same_distribution(model, monkeypatch, t
         lo, hi = CELL.level_range(level)
         assert seen[level + 1][:, lo:hi].sum(1).tolist() == pytest.approx([1.0] * 3)
         torch.testing.assert_close(seen[level + 1][:, lo:hi], fast[level], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature):
+    """Numbers spread evenly over [0, 1) fall to each id as often as its probability says; masked ids get none."""
+    logits = 3 * torch.randn(40, generator=torch.Generator().manual_seed(0))
+    logits[[0, 7, 8, 39]] = -torch.inf
+    n = 100_000
+    uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    drawn = torch.cat([hf._drawn(logits.expand(len(u), -1), temperature, u) for u in uniform.split(10_000)])
+    count = torch.bincount(drawn.flatten(), minlength=40)
+    assert (count - n * (logits.double() / temperature).softmax(0)).abs().max() <= 1 + 1e-6
+    assert count[[0, 7, 8, 39]].tolist() == [0] * 4
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert hf._drawn(logits.expand(2, -1), temperature, ends).flatten().tolist() == [1, 38]
+
+
+@pytest.mark.parametrize("engine", ["fast", "generate"])
+def test_a_row_draws_from_its_own_seed_whatever_the_batch(engine):
+    """In float64, where logits of other batches differ by too little to move a draw; engines draw alike, too."""
+    model = cell_model().double()
+    texts = [f"a cell{'!' * (i % 4)}:" for i in range(24)]
+    seeds = [7, 7, *range(22)]
+    ids_BL, mask_BL = prompts(texts)
+    whole = generate_cells(model, ids_BL, mask_BL, CELL, temperature=1.0, seed=seeds, engine="fast")
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    for rows in (order, order[:5], order[7:8], torch.arange(24)):
+        own = [seeds[row] for row in rows.tolist()]
+        part = generate_cells(model, ids_BL[rows], mask_BL[rows], CELL, temperature=1.0, seed=own, engine=engine)
+        assert part.tolist() == whole[rows.numpy()].tolist()
+    few, all_ = (
+        generate_cells(model, ids_BL[:n], mask_BL[:n], CELL, temperature=1.0, seed=3, engine=engine) for n in (6, 24)
+    )
+    assert few.tolist() == all_[:6].tolist()
+    assert len({tuple(row) for row in whole.tolist()}) > 20
+    with pytest.raises(InputError, match="There are 3 seeds for 24 prompts"):
+        generate_cells(model, ids_BL, mask_BL, CELL, seed=[1, 2, 3])
 
 
 @pytest.mark.parametrize("engine", ["fast", "generate"])

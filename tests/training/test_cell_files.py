@@ -19,6 +19,8 @@ from rvqa.training.tokenizer_cells import StoredRows, in_blocks
 from rvqa.training.tokenizer_files import fit_tokenizer_files
 from rvqa.training.tokenizer_settings import TokenizerSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = TokenizerSettings(n_top_genes=400, hidden=16, latent=8, levels=3, entries=8, epochs=4, batch_size=128)
 
 

@@ -6,11 +6,11 @@ import torch
 from anndata import AnnData
 
 from rvqa.codes import cell_codes
-from rvqa.errors import InputError
-from rvqa.evaluation.metrics import perplexity
+from rvqa.errors import InputError, InputWarning
+from rvqa.kernels import ops
 from rvqa.training.reference import read_reference
 from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer, select_genes
-from rvqa.training.tokenizer_run import k_means
+from rvqa.training.tokenizer_run import Run, fill_codebooks, k_means
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def reference(shipped):
     return read_reference(shipped.references[0], labels="label", library_size_key="depth")
 
 
-def test_the_same_seed_gives_the_same_tokenizer(reference):
+def test_the_same_seed_gives_the_same_tokenizer(reference, one_thread):
     settings = TokenizerSettings(epochs=6, n_top_genes=300)
     torch.manual_seed(1)
     first = fit_tokenizer([reference], settings, progress=False)
@@ -31,23 +31,111 @@ def test_the_same_seed_gives_the_same_tokenizer(reference):
     assert len(first.axis) == 300
 
 
-def test_no_code_is_dead(pbmc_tokenizer, read):
-    """Every code of every level stands for some cell of the fit, and all levels are used evenly.
+# Every code in use
 
-    Level 2, which details all kinds of cells of level 1 at once, is used less evenly than those after it.
-    """
+
+def test_every_code_is_the_code_of_some_cell_of_the_fit(pbmc_tokenizer, read):
+    """A contract, not a property of one fit: codewords that no cell uses are moved to cells after the last step."""
     codes = np.concatenate(
         [
             cell_codes(read(name), pbmc_tokenizer, layer=None, library_size_key=None)[0]
             for name in ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")
         ]
     )
-    for level in range(8):
-        assert len(np.unique(codes[:, level])) == 32, level
-    used = perplexity(codes, 32)
-    assert used[0] >= 12
-    assert used[1] >= 20
-    assert (used[2:] >= 26).all()
+    assert used(codes) == [32] * 8
+
+
+def used(codes_NM):
+    """Number of different codes at each level."""
+    return [len(np.unique(codes_N)) for codes_N in np.asarray(codes_NM).T]
+
+
+def filled(codebooks, latent):
+    """Codebooks after `fill_codebooks`, and the codes of the latents."""
+    own = codebooks.clone()
+    fill_codebooks(own, latent)
+    again = codebooks.clone()
+    fill_codebooks(again, latent)
+    assert torch.equal(own, again)
+    return own, ops.residual_quantize(latent, ops.prepare(own))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+UNUSED = {
+    "all far away": 1e6 + normal(4, 32, 6, seed=1),
+    "far away on all sides": 1e6 * normal(4, 32, 6, seed=1),
+    "all the same": torch.ones(4, 32, 6),
+    "all but one far away": torch.cat([normal(4, 1, 6), 1e6 * normal(4, 31, 6)], dim=1),
+    "one far away": torch.cat([normal(4, 31, 6), torch.full((4, 1, 6), 1e6)], dim=1),
+    "too small": 1e-20 * normal(4, 32, 6),
+}
+
+
+@pytest.mark.parametrize("codebooks", UNUSED.values(), ids=UNUSED.keys())
+@pytest.mark.parametrize("cells", [200, 3000])
+def test_unused_codewords_are_moved_until_none_is_left(codebooks, cells):
+    own, codes = filled(codebooks, normal(cells, 6))
+    assert used(codes) == [32] * 4
+    moved = (own != codebooks).any(2)
+    assert moved.any(1).all()
+
+
+@pytest.mark.parametrize("outlier", [1.0, 1e6])
+def test_cells_that_come_in_copies_and_outliers_use_every_code(outlier):
+    latent = normal(300, 6).repeat_interleave(7, 0)
+    latent[:7] *= outlier
+    assert used(filled(UNUSED["all far away"], latent)[1]) == [32] * 4
+
+
+def test_no_latent_comes_to_lie_farther_from_its_codewords():
+    """Of one level; and codebooks whose codes are all used stay as they are."""
+    latent, codebooks = normal(2000, 6), UNUSED["one far away"][:1]
+    own, codes = filled(codebooks, latent)
+    before = ops.nearest_codeword(latent, codebooks[0])[1]
+    assert (ops.nearest_codeword(latent, own[0])[1] <= before).all()
+    assert torch.equal(own[0, :31], codebooks[0, :31])
+    assert used(codes) == [32]
+    assert torch.equal(filled(own, latent)[0], own)
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 20, 32])
+def test_fewer_different_cells_than_codewords_leave_codes_unused(distinct):
+    """Each different cell has a codeword of level 1 to itself, after which nothing is left to tell apart."""
+    codebooks = UNUSED["far away on all sides"]
+    own, codes = filled(codebooks, normal(distinct, 6).repeat(50, 1))
+    assert used(codes) == [distinct, 1, 1, 1]
+    assert torch.isfinite(own).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"quantize": False}, {"epochs": 1}], ids=str)
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_fit_that_ends_with_unused_codewords_fills_them(reference, tmp_path, monkeypatch, settings, stored):
+    """As `encode` gives codes to users, bit for bit; in memory and on disk alike."""
+    run = Run.run
+
+    def ends_badly(self, **options):
+        run(self, **options)
+        self.tokenizer.codebooks_MKD[:, 5:] += 1e3
+
+    monkeypatch.setattr(Run, "run", ends_badly)
+    settings = TokenizerSettings(**{"epochs": 4, "n_top_genes": 300, "levels": 4, **settings})
+    tokenizer = fit_tokenizer([reference], settings, scratch=tmp_path if stored else None, progress=False)
+    codes, _ = cell_codes(reference.adata, tokenizer, layer=None, library_size_key="depth")
+    assert used(codes) == [32] * 4
+
+
+def test_cells_that_are_too_alike_are_told(reference):
+    same = reference.adata[[0] * 40].copy()
+    same.obs_names_make_unique()
+    settings = TokenizerSettings(epochs=1, levels=2)
+    with pytest.warns(InputWarning, match="use 1, 1 of 32 codes at the levels 1 to 2: they are too alike"):
+        fit_tokenizer([read_reference(same, library_size_key="depth")], settings, progress=False)
+
+
+# Genes, k-means, bad references
 
 
 @pytest.mark.filterwarnings("ignore::rvqa.genes.CoverageWarning")
@@ -72,7 +160,7 @@ def test_too_few_cells_or_genes_are_refused(reference):
     few = reference.adata[:20].copy()
     with pytest.raises(InputError, match="50"):
         fit_tokenizer([read_reference(few[:5].copy(), labels="label")], progress=False)
-    dense = AnnData(np.ones((20, 60), np.float32))
+    dense = AnnData(np.random.default_rng(0).poisson(3.0, (20, 60)).astype(np.float32))
     dense.var_names = list(reference.axis.symbols[:60])
     with pytest.raises(InputError, match="20 cells"):
         fit_tokenizer([read_reference(dense)], progress=False)

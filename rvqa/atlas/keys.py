@@ -1,0 +1,270 @@
+"""What rvqa adds to cells, and how it gets into a file: into a copy of it, in which all else stays as it is stored.
+
+anndata cannot write again everything that it, or another program, once wrote. So nothing but our own keys is written,
+and the copy is made before anything is computed: what cannot be written is known before any work is lost.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.io import read_elem, write_elem
+
+import rvqa
+from rvqa.atlas.frames import stored_frame
+from rvqa.atlas.sources import PARTS, anndata_root, read_cells
+from rvqa.counts import AUTO
+from rvqa.errors import InputError, InputWarning
+from rvqa.files import UNREADABLE, require_folder, require_writable, whole_file
+from rvqa.model import whole_directory
+
+COPIES = {".h5ad": (".h5ad",), ".h5mu": (".h5mu", ".h5ad"), ".zarr": (".zarr", ".h5ad")}
+"""Suffixes of the outputs that a kind of file can be copied to; all others become `.h5ad`."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What is added to cells.
+
+    Attributes
+    ----------
+    obs
+        Columns by name, N values each.
+    obsm
+        Arrays [N, ...] by name.
+    facts
+        What `uns[key]` gets to know, beside the version.
+    key
+        Prefix of all names that we write, and the name in `uns`.
+    """
+
+    obs: Mapping[str, Any] = field(default_factory=dict)
+    obsm: Mapping[str, np.ndarray] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    key: str = "rvqa"
+
+    def add_to(self, adata: AnnData) -> None:
+        """Write into an AnnData in memory."""
+        for name, values in self.obs.items():
+            adata.obs[name] = values
+        for name, array in self.obsm.items():
+            adata.obsm[name] = array
+        adata.uns[self.key] = self._merged(adata.uns.get(self.key))
+
+    def add_to_file(self, root: Any) -> None:
+        """Write into an open AnnData file or store."""
+        if self.obs:
+            _add_columns(root, self.obs)
+        for name, array in self.obsm.items():
+            group = child(root, "obsm")
+            if name in group:
+                del group[name]
+            write_elem(group, name, array, dataset_kwargs={"compression": "gzip"} if _hdf5(group) else {})
+        group = child(root, "uns")
+        earlier = None
+        if self.key in group:
+            try:
+                earlier = read_elem(group[self.key])
+            except UNREADABLE:
+                earlier = None
+            del group[self.key]
+        write_elem(group, self.key, self._merged(earlier))
+
+    def _merged(self, earlier: Any) -> dict[str, Any]:
+        kept = earlier if isinstance(earlier, Mapping) else {}
+        return {**kept, "version": rvqa.__version__, **self.facts}
+
+
+def require_free(adata: AnnData, key: str, names: Mapping[str, list[str]]) -> None:
+    """Refuse a prefix under which the user keeps something of their own, before any work.
+
+    Parameters
+    ----------
+    adata
+        Cells that keys will be added to.
+    key
+        The prefix; "rvqa" is ours.
+    names
+        What will be written to "obs" and "obsm".
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A name is taken, and `uns[key]` does not say that rvqa wrote it.
+    """
+    earlier = adata.uns.get(key)
+    if key == "rvqa" or (isinstance(earlier, Mapping) and "version" in earlier):
+        return
+    taken = [f"{where}[{name!r}]" for where, each in names.items() for name in each if name in getattr(adata, where)]
+    taken += [f"uns[{key!r}]"] if earlier is not None else []
+    if taken:
+        raise InputError(
+            f"key_added={key!r} would overwrite {', '.join(taken)}, which rvqa did not write. Choose another key_added."
+        )
+
+
+def require_copy(source: str | Path, target: str | Path, *, force: bool) -> Path:
+    """Refuse an output that cannot or should not be a copy of an input with our keys, before any work.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Another suffix than those of `COPIES`; an output that exists where `force` is not set, or that is the input; a
+        folder that is missing or may not be written in.
+    """
+    given, path = Path(source), Path(target)
+    possible = COPIES.get(given.suffix, (".h5ad",))
+    if path.suffix not in possible:
+        raise InputError(f"The output {path} is not named {' or '.join(possible)}. Choose such a name.")
+    if path.suffix != ".zarr":
+        return require_writable(path, force=force, suffix=path.suffix, inputs=[given])
+    if os.path.exists(path) and os.path.exists(given) and path.samefile(given):
+        raise InputError(f"The output {path} is the store to read. Choose another name for the output.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists. Choose another name, or pass --force to replace it.")
+    if path.exists() and not is_store(path):
+        raise InputError(f"{path} is a folder of something else: it has no zarr.json. Choose another name.")
+    require_folder(path.absolute().parent)
+    return path
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a zarr store, or empty."""
+    return path.is_dir() and (
+        any((path / name).is_file() for name in ("zarr.json", ".zgroup")) or not any(path.iterdir())
+    )
+
+
+@contextmanager
+def copied(source: Path, target: Path) -> Iterator[Any]:
+    """Copy a file of cells, give the root of the copy to add keys to, and put it in its place if the block ends well.
+
+    Parameters
+    ----------
+    source
+        Whatever `rvqa.atlas.sources.open_source` opens.
+    target
+        A name that `require_copy` allows.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        No permission, or no space.
+    """
+    if target.suffix == ".zarr":
+        import zarr
+
+        with whole_directory(target) as whole:
+            shutil.copytree(source, whole, dirs_exist_ok=True)
+            group = zarr.open_group(whole, mode="r+", use_consolidated=False)
+            told = group.metadata.consolidated_metadata is not None or (whole / ".zmetadata").exists()
+            yield group
+            if told or _is_consolidated(whole):
+                zarr.consolidate_metadata(whole)
+        return
+    with whole_file(target) as scratch:
+        if source.suffix == target.suffix:
+            shutil.copyfile(source, scratch)
+        elif source.suffix == ".h5mu":
+            with h5py.File(source) as given, h5py.File(scratch, "w") as made:
+                root = anndata_root(source, given)
+                for name in root:
+                    root.copy(name, made)
+                made.attrs.update(root.attrs)
+        else:
+            _converted(source, scratch)
+        with h5py.File(scratch, "r+") as file:
+            yield anndata_root(source, file)
+
+
+def storable(frame: pd.DataFrame, *, name: str = "obs") -> pd.DataFrame:
+    """A table without the columns that an `.h5ad` file cannot hold, each tried; these are said.
+
+    Warns
+    -----
+    rvqa.errors.InputWarning
+        Columns are left out.
+    """
+    held, lost = frame.copy(deep=False), []
+    held.index = pd.Index(held.index.astype(str).to_numpy(dtype=object))
+    with h5py.File.in_memory() as file:
+        for at, column in enumerate(frame.columns):
+            try:
+                write_elem(file, f"column {at}", held[[column]])
+            except UNREADABLE:
+                lost.append(column)
+    if lost:
+        named = ", ".join(map(str, lost))
+        warnings.warn(f"{name} columns that cannot be written are left out: {named}.", InputWarning, stacklevel=3)
+    return held.drop(columns=lost)
+
+
+def child(root: Any, name: str) -> Any:
+    """A group of mappings in an AnnData file, made where it is missing, and anew where it is of anndata before 0.7."""
+    if name in root and isinstance(root[name], h5py.Dataset):
+        records = root[name][()]
+        del root[name]
+        write_elem(root, name, {key: records[key] for key in records.dtype.names})
+    if name not in root:
+        write_elem(root, name, {})
+    return root[name]
+
+
+def _add_columns(root: Any, columns: Mapping[str, Any]) -> None:
+    obs = root["obs"]
+    if isinstance(obs, h5py.Dataset) or str(obs.attrs.get("encoding-version", "0.2.0")) == "0.1.0":
+        frame, _ = stored_frame(obs, root.get("uns")).readable()
+        for name in frame.columns:
+            if "uns" in root and f"{name}_categories" in root["uns"]:
+                del root["uns"][f"{name}_categories"]
+        del root["obs"]
+        write_elem(root, "obs", frame)
+        obs = root["obs"]
+    order = [name.decode() if isinstance(name, bytes) else str(name) for name in obs.attrs.get("column-order", ())]
+    for name, values in columns.items():
+        if name in obs:
+            del obs[name]
+        write_elem(obs, name, values if isinstance(values, pd.Categorical) else np.asarray(values))
+        order += [name] if name not in order else []
+    obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype()) if _hdf5(obs) else order
+
+
+def _hdf5(group: Any) -> bool:
+    return isinstance(group, h5py.Group)
+
+
+def _is_consolidated(store: Path) -> bool:
+    told = store / "zarr.json"
+    return told.is_file() and "consolidated_metadata" in told.read_text(encoding="utf-8")
+
+
+def _converted(source: Path, target: Path) -> None:
+    """Write cells of another format as `.h5ad`."""
+    adata = read_cells(source, layer=AUTO, whole=True)
+    adata.obs, adata.var = storable(adata.obs), storable(adata.var, name="var")
+    rest = {part: dict(getattr(adata, part)) for part in PARTS}
+    for part, held in rest.items():
+        for name in held:
+            del getattr(adata, part)[name]
+    adata.write_h5ad(target, compression="gzip")
+    lost = []
+    with h5py.File(target, "r+") as made:
+        for part, held in rest.items():
+            for name, value in held.items():
+                try:
+                    write_elem(child(made, part), name, value)
+                except UNREADABLE:
+                    lost.append(f"{part}[{name!r}]")
+                    if name in made[part]:
+                        del made[part][name]
+    if lost:
+        warnings.warn(f"{source}: {', '.join(lost)} cannot be written as .h5ad.", InputWarning, stacklevel=2)
