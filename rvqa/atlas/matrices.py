@@ -155,6 +155,19 @@ def rows_of(matrix: Matrix, at: np.ndarray) -> sp.csr_matrix:
     return sp.vstack(parts[1:] or parts, format="csr")
 
 
+def whole(matrix: Matrix) -> np.ndarray | sp.csr_matrix:
+    """All rows, dense where they are stored so.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        The matrix is broken, or holds no numbers.
+    """
+    if isinstance(matrix, Dense) and not sp.issparse(rows := matrix.read(0, matrix.shape[0])):
+        return native(rows)
+    return rows_of(matrix, np.arange(matrix.shape[0]))
+
+
 def as_csr(rows: Rows, columns: int) -> sp.csr_matrix:
     """Rows as a canonical CSR matrix; what is broken is refused.
 

@@ -161,7 +161,7 @@ class Source:
         for place in self.places if whole else (self.place,):
             try:
                 matrix, var = self.places[place]()
-                read[place] = (matrices.rows_of(matrix, np.arange(matrix.shape[0])), var)
+                read[place] = (matrices.whole(matrix), var)
             except UNREADABLE:
                 if place == self.place:
                     raise
