@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
@@ -268,6 +269,8 @@ def in_memory(given: Any, *, layer: str | None) -> AnnData:
     rvqa.errors.InputError
         Neither, or a file that cannot be read.
     """
+    if isinstance(given, AnnData) and not isinstance(given.obs, pd.DataFrame):
+        raise InputError("This AnnData is lazy. Encode it with out=, or read it into memory: adata.to_memory().")
     if isinstance(given, AnnData):
         return given
     if isinstance(given, str | Path):

@@ -27,7 +27,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from rvqa.errors import InputError, InputWarning
-from rvqa.features import gene_features
+from rvqa.features import gene_features, with_kinds
 from rvqa.integers import doubt
 from rvqa.obs import cell_names, nearest, quoted, total_counts
 from rvqa.recovery import common_total, recover_counts, whole_multiples
@@ -44,7 +44,8 @@ _SAMPLED_ROWS, _SAMPLED_RUNS, _LOG_ROWS, _SCAN_BLOCK = 512, 16, 1024, 1 << 18
 AUTO = "auto"
 """The layer that stands for X or, where X holds no raw counts, the place that does."""
 _USUAL = ("counts", "raw_counts", "count", "counts_raw", "raw", "umi", "umis", "umi_counts")
-_PARTIAL = ("spliced", "unspliced", "ambiguous", "spanning")  # of RNA velocity: integers, but not all of a cell's
+_PARTS = tuple(f"layers[{name!r}]" for name in ("spliced", "unspliced", "ambiguous", "spanning"))
+"""Layers of RNA velocity: integers, but not all of a cell's counts."""
 
 
 class MatrixKind(Enum):
@@ -150,12 +151,13 @@ def read_counts(
     *,
     layer: str | None = None,
     library_size_key: str | None = None,
-    recover: bool = False,
+    recover: bool | None = False,
     part: bool = False,
 ) -> CellCounts:
     """Return `counts_and_var` and `library_size`; recovered counts bring the one they were normalised with.
 
-    `part` says that the cells are some of a file that was looked at before: what only many cells tell is not asked.
+    `recover` is None where it cannot be asked for, so that no message offers it. `part` says that the cells are some of
+    a file that was looked at before: what only many cells tell is not asked.
     """
     found = _read(adata, layer, library_size_key, recover=recover, part=part)
     stored = library_size(adata, found.counts, key=library_size_key)
@@ -174,7 +176,7 @@ class _Found:
     """Library sizes that recovered counts were normalised with."""
 
 
-def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool, part: bool = False) -> _Found:
+def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool | None, part: bool = False) -> _Found:
     name, stored, var = _select(adata, layer)
     matrix = _in_memory(stored)
     matrix = canonical_csr(matrix) if sp.issparse(matrix) else matrix
@@ -184,7 +186,7 @@ def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool, 
     facts = inspect_matrix(matrix)
     if facts.kind is not MatrixKind.COUNTS and not (recover and facts.kind is MatrixKind.LOG1P):
         seen = f"{_what_was_seen(name, facts)}{_first_place(adata, var, matrix, facts)}"
-        raise InputError(f"{seen} {_next_step(adata, name, facts)}")
+        raise InputError(f"{seen} {_next_step(adata, name, facts, offer=recover is not None)}")
     csr = canonical_csr(matrix)
     if facts.kind is MatrixKind.COUNTS:
         if not part:
@@ -193,7 +195,9 @@ def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool, 
         return _Found(counts, var, name, left_out)
     # A column of totals is checked against one count a value, for now.
     recovered = recover_counts(csr, library_size=None if key is None else library_size(adata, csr.sign(), key=key))
-    return _Found(recovered.counts, var, name, left_out, recovered.library_size)
+    # What the cells were normalised with may be a total of other features, too: then the sums of their genes are known.
+    depth = None if left_out and key is None else recovered.library_size
+    return _Found(recovered.counts, var, name, left_out, depth)
 
 
 def require_counted(sample: sp.csr_matrix, name: str) -> None:
@@ -250,7 +254,7 @@ def find_counts(places: Mapping[str, Callable[[], Any]]) -> str:
     for name in usual:
         if name in places and counted(name):
             return name
-    others = [name for name in places if name not in usual and name not in [f"layers[{each!r}]" for each in _PARTIAL]]
+    others = [name for name in places if name not in usual and name not in _PARTS]
     hold = [name for name in others if counted(name)]
     if len(hold) > 1:
         raise InputError(
@@ -412,7 +416,7 @@ def _places(adata: AnnData) -> dict[str, tuple[Any, pd.DataFrame]]:
     places: dict[str, tuple[Any, pd.DataFrame]] = {} if adata.X is None else {"X": (adata.X, adata.var)}
     places |= {f"layers[{key!r}]": (adata.layers[key], adata.var) for key in adata.layers}
     if adata.raw is not None and "raw" not in adata.layers:
-        places["raw.X"] = (adata.raw.X, adata.raw.var)
+        places["raw.X"] = (adata.raw.X, with_kinds(adata.raw.var, adata.var))
     return places
 
 
@@ -556,26 +560,34 @@ def _first_place(adata: AnnData, var: pd.DataFrame, matrix: Any, facts: MatrixFa
     )
 
 
-def _next_step(adata: AnnData, refused: str, facts: MatrixFacts | None) -> str:
+def _next_step(adata: AnnData, refused: str, facts: MatrixFacts | None, *, offer: bool = True) -> str:
     """What to do about a matrix that is refused, or missing."""
     if 0 in adata.shape:
         return "Check what filtered or sliced it."
     kind = MatrixKind.EMPTY if facts is None else facts.kind
-    recover = " Or have them recovered: recover=True, or --recover." if kind is MatrixKind.LOG1P else ""
+    offered = offer and kind is MatrixKind.LOG1P
+    recover = " Or have them recovered: recover=True, or --recover." if offered else ""
     places = {name: place for name, place in _places(adata).items() if name != refused}
+    parts: list[str] = []
     for name, (matrix, var) in places.items():
         advice = _naming(name)
         # A sample of rows is enough for advice: following it checks every value.
         found = MatrixKind.EMPTY
         if len(getattr(matrix, "shape", ())) == 2:
             found = classify(_sample_of(matrix, var))
-        if found is MatrixKind.COUNTS:
+        if name in _PARTS and found is MatrixKind.COUNTS:
+            parts.append(name)
+        elif found is MatrixKind.COUNTS:
             return f"But {name} looks like raw counts: {advice}."
-        if found is MatrixKind.LOG1P and not recover:
+        elif found is MatrixKind.LOG1P and offer and not recover:
             recover = f" Or have them recovered from adata.{name}: {advice} and recover=True, or --recover."
+    if parts:
+        held = " and ".join(parts)
+        return f"{held} hold parts of the counts: put their sum into a layer and name it (--layer).{recover}"
     others = f" ({', '.join(places)} looked no better)" if places else ""
     estimated = ""
-    if kind is MatrixKind.NORMALISED and facts is not None and facts.row_total is None and not facts.whole_multiples:
+    unlike = facts is not None and facts.row_total is None and not facts.whole_multiples
+    if kind is MatrixKind.NORMALISED and facts is not None and unlike and facts.maximum > MAX_LOG:
         estimated = (
             " If they are estimates of counts (SoupX, RSEM, salmon), rounding is safe: adata.X = adata.X.round()."
         )

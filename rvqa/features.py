@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from rvqa.errors import InputError
-from rvqa.gene_names import all_names, text_columns, texts, without_genome
+from rvqa.gene_names import all_names, ensembl, text_columns, texts, without_genome
 
 _KIND_COLUMNS = (
     *("feature_types", "feature_type", "feature_biotype", "feature_class", "modality", "modalities"),
@@ -46,6 +46,7 @@ _OTHER_GENOME = re.compile(
     r"(GRCm\d+|mm\d+|mouse|Mouse|MOUSE|rn\d+|Rnor|mRatBN\d+|GRC[a-gi-z]\d+|danRer\d+|dm\d+|Sscrofa\d+|Mmul)"
     r"(?:[._]\d+)*(?:-\d{4}-[A-Z])?[_-]+(?=[A-Za-z0-9])"
 )
+_SPECIES = re.compile(r"(ENS(?!EST)[A-Z]{3,4}G)\d{11}(\.\d+)?$")
 _ANY_PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)_+(?=[A-Za-z0-9])")
 
 
@@ -84,20 +85,30 @@ def gene_features(var: pd.DataFrame) -> tuple[np.ndarray, dict[str, int]]:
        known genome and one of them is human, any other prefix before "_" (SARSCoV2_ORF10) is a genome, too.
     4. A column `genome`, `feature_reference`, `species` or `organism` counts where one of its values is human: the
        other values are other genomes. A file without a human value is left to its names, which may be orthologues.
+    5. Beside human Ensembl ids those of another species (ENSMUSG00000000001) are genes of another genome.
+    6. Where a column says the kinds, features without one are genes, unless they bear the name of a gene that has one,
+       as where tables of genes and antibodies were joined.
     """
     columns = text_columns(var)
     kinds = np.full(len(var), "", dtype=object)
     places = all_names(var)
     for names in places:
         _label(kinds, ["ERCC spike-in" if "ERCC" in name and _ERCC.search(name) else "" for name in names])
-    says = []
+    says, told = [], []
     for column in filter(columns.__contains__, _KIND_COLUMNS):
-        if _label(kinds, _other_kinds(texts(columns[column]), column)):
+        values = texts(columns[column])
+        if any(_GENES.fullmatch(_words(text)) for text in set(values)):
+            told.append(values)
+        if _label(kinds, _other_kinds(values, column)):
             says.append(f"var[{columns[column].name!r}]")
     for names in places:
         _label(kinds, _other_prefixes(names, kinds == ""))
     for column in filter(columns.__contains__, _GENOME_COLUMNS):
         _label(kinds, _other_genomes(texts(columns[column])))
+    if told:
+        _label(kinds, _named_again(places, kinds, told))
+    for names in places:
+        _label(kinds, _other_species(names))
     mask = kinds == ""
     left_out = dict(Counter(kinds[~mask]).most_common())
     if len(var) and not mask.any():
@@ -140,7 +151,7 @@ def _label(kinds: np.ndarray, found: list[str]) -> int:
 
 def _other_kinds(values: list[str], column: str) -> list[str]:
     """Each value of a column that says what features are, "" for genes."""
-    words = {text: re.sub(r"[\W_]+", " ", text.lower()).strip() for text in set(values)}
+    words = {text: _words(text) for text in set(values)}
     known = {text for text, word in words.items() if _GENES.fullmatch(word) or _OTHERS.fullmatch(word)}
     others = {text for text in words if text and not _GENES.fullmatch(words[text])}
     if any(map(_BIOTYPES.fullmatch, words.values())):
@@ -148,6 +159,11 @@ def _other_kinds(values: list[str], column: str) -> list[str]:
     elif not known or (column == "type" and not any(map(_TYPE_WORDS.fullmatch, words.values()))):
         others = set()
     return [text if text in others else "" for text in values]
+
+
+def _words(text: str) -> str:
+    """A value in lower case with blanks between words."""
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
 def other_genome(name: str) -> str:
@@ -160,6 +176,42 @@ def _other_genomes(values: list[str]) -> list[str]:
     """Each value of a column of genomes, "" for human ones, or for all if none is human."""
     human = {text for text in set(values) if not text or _HUMAN.search(text)}
     return [f"genome {text}" if any(human) and text not in human else "" for text in values]
+
+
+def _other_species(names: list[str]) -> list[str]:
+    """The species of each Ensembl gene id that is not human, "" for all others, or for all if none is human."""
+    if not any(map(ensembl, names)):
+        return [""] * len(names)
+    return [f"genome {match[1]}" if (match := _SPECIES.match(name)) else "" for name in names]
+
+
+def _named_again(places: list[list[str]], kinds: np.ndarray, told: list[list[str]]) -> list[str]:
+    """Mark features without a kind, all of them, if some bear the name of a gene with one."""
+    silent = np.array([not any(each) for each in zip(*told, strict=True)], dtype=bool) & (kinds == "")
+    said = ~silent & (kinds == "")
+    for names in places:
+        known = {name for name, here in zip(names, said, strict=True) if here and name}
+        if any(name in known for name, here in zip(names, silent, strict=True) if here):
+            return ["no kind" if here else "" for here in silent]
+    return [""] * len(silent)
+
+
+def with_kinds(var: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """A table of features with the columns of kind and genome that only another table of the same features has.
+
+    A file may say them in `var` and not in `raw.var`. Features are the same where all names are, or where their name
+    stands once in both.
+    """
+    there, missing = text_columns(var), text_columns(other)
+    lost = [missing[name].name for name in (*_KIND_COLUMNS, *_GENOME_COLUMNS) if name in missing and name not in there]
+    if not lost:
+        return var
+    added = other[lost].astype(object)
+    if len(var) == len(other) and (var.index == other.index).all():
+        return var.assign(**{str(name): added[name].to_numpy() for name in lost})
+    once = added[~other.index.duplicated(keep=False)]
+    values = once.reindex(var.index[~var.index.duplicated(keep=False)])
+    return var.assign(**{str(name): pd.Series(var.index).map(values[name]).to_numpy() for name in lost})
 
 
 def _other_prefixes(names: list[str], is_open: np.ndarray) -> list[str]:

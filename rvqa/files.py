@@ -68,6 +68,8 @@ def require_hdf5(path: str | Path) -> Path:
         beside = sorted(file.parent.glob("*.h5ad")) if os.path.isdir(file.parent) else []
         offered = f" {nearest(file.name, [each.name for each in beside])}" if beside else ""
         raise InputError(f"{file} does not exist or is not a file. Give the path of an .h5ad file.{offered}")
+    if file.suffix == ".gz":
+        raise InputError(f"{file} is compressed as a whole. Unpack it first: gunzip -k {file.name}.")
     if file.suffix not in HDF5_SUFFIXES:
         raise InputError(f"{file} is not named .h5ad. Write one with adata.write_h5ad(path).")
     if not os.access(file, os.R_OK):
@@ -103,6 +105,8 @@ def damaged(file: Path, error: BaseException) -> InputError:
     if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", str(error)):
         there, whole = (f"{int(number):,}" for number in size.groups())
         return InputError(f"{file} is cut short: {there} of {whole} bytes. Copy or download it again.")
+    if "unable to lock file" in str(error):
+        return InputError(f"{file} is open for writing in another program. Close it there, then try again.")
     return InputError(f"{file} is damaged, or not of AnnData: {sentence(error)} Copy or write it again.")
 
 
@@ -196,7 +200,8 @@ def whole_file(file: Path, *, output: bool = True) -> Iterator[Path]:
         No permission, or no space.
     """
     with writing(file):
-        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=file.suffix, dir=file.parent)
+        place = Path(os.path.realpath(file))  # behind a link
+        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=file.suffix, dir=place.parent)
         os.close(handle)
         scratch = Path(name)
         try:
@@ -204,7 +209,7 @@ def whole_file(file: Path, *, output: bool = True) -> Iterator[Path]:
             mask = os.umask(0)
             os.umask(mask)
             os.chmod(scratch, 0o666 & ~mask)  # mkstemp made it private
-            os.replace(scratch, file)
+            os.replace(scratch, place)
             if output:
                 written.append(file)
         finally:

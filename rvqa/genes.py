@@ -331,7 +331,23 @@ def _matched(var: pd.DataFrame, axis: GeneAxis, aliases: AliasSource) -> tuple[n
     if matched[1] < len(var) and (known := alias_table(aliases)) is not None:
         ids, symbols = map(first_known, places)
         column_map = known.fill(column_map, (symbols, ids), (axis.symbols, axis.ensembl_ids))
-    return column_map, matched
+    return _with_hyphens(column_map, places[1], axis), matched
+
+
+def _with_hyphens(column_map: np.ndarray, symbols: list[list[str]], axis: GeneAxis) -> np.ndarray:
+    """Resolve names that R wrote with a point for a hyphen (HLA.DRA), where no other column is that gene."""
+    taken = set(column_map[column_map >= 0].tolist())
+    meant: dict[int, list[int]] = {}
+    for names in symbols:
+        for at in np.flatnonzero(column_map < 0).tolist():
+            gene = axis._by_symbol.get(names[at].replace(".", "-"), -1) if "." in names[at] else -1
+            if gene >= 0 and gene not in taken and at not in meant.setdefault(gene, []):
+                meant[gene].append(at)
+    filled = column_map.copy()
+    for gene, columns in meant.items():
+        if len(columns) == 1:
+            filled[columns[0]] = gene
+    return filled
 
 
 @dataclass(frozen=True)
@@ -419,13 +435,14 @@ def _shares_little(names: Sequence[str], has_FG: np.ndarray, file: int, others_F
         _examples([axis.symbols[at] for at in np.flatnonzero(each)[:2]])
         for each in (own_G & ~others_G, others_G & ~own_G)
     )
+    table = f", or set RVQA_REF_DIR to a folder with HGNC's table ({TABLE_NAMES[0]})"
+    table = "" if alias_table() is not None else table
     which = names[int(np.flatnonzero(others_F)[0])] if others_F.sum() == 1 else "the other files"
     return (
         f"{names[file]} shares {np.count_nonzero(own_G & others_G):,} of its {np.count_nonzero(own_G):,} genes with "
         f"{which} ({np.count_nonzero(others_G):,} genes), which is too few to fit them together: genes are named like "
         f"{here} in it and {there} there. Give files that use the same names or one that has both "
-        "(var['gene_symbol'], var['ensembl_id']), or set RVQA_REF_DIR to a folder with HGNC's table "
-        f"({TABLE_NAMES[0]})."
+        f"(var['gene_symbol'], var['ensembl_id']){table}."
     )
 
 
@@ -526,6 +543,8 @@ def _too_few(n_measured: int, axis: GeneAxis, shown: list[str], var: pd.DataFram
     text = f"{n_measured:,} of the model's {len(axis):,} genes found among {len(names):,} genes{named}"
     floor = min(FLOOR, len(axis))
     text += f"; at least {floor} are needed. " if n_measured < floor else ". "
+    if len(names) < floor and n_measured >= len(names) / 2:
+        return f"{text}The file holds too few genes; give one with more of them."
     if found := _named_elsewhere(var, axis):
         column, n = found
         return f"{text}var[{column!r}] holds {n:,} of them: adata.var_names = adata.var[{column!r}]."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ _MOST_COUNTS = 2.0**53
 MISSING = frozenset({"", "nan", "NaN", "NAN", "None", "NA", "<NA>", "N/A", "n/a", "#N/A", "NaT", "null", "NULL"})
 """Texts that stand for a missing value, as writers of tables leave them."""
 
-UNLABELLED = MISSING | {"unlabeled", "unlabelled"}
-"""Values that mean "no label"; "Unknown" is not among them, some studies use it as a class."""
+UNLABELLED = MISSING | {"unlabeled", "unlabelled", "missing", "unassigned", "not available", "none", "na"}
+"""Values that mean "no label", in any case; "Unknown" is not among them, some studies use it as a class."""
 
+_UNLABELLED = frozenset(word.casefold() for word in UNLABELLED)
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff]")
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
@@ -31,7 +34,8 @@ def as_text(value: Any) -> str:
     """One value of a table as the text that names its category: "" where it is missing.
 
     A whole number is written without a point, whether it is stored as an integer, as a float (as pandas does beside a
-    missing value) or as the text of one; blanks around a text do not count.
+    missing value) or as the text of one. Blanks around a text do not count, several in it, of whatever kind, are one;
+    letters are those of Unicode's composed form.
     """
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
@@ -42,7 +46,10 @@ def as_text(value: Any) -> str:
             number = float(value)
             if number.is_integer() and abs(number) < _MOST_COUNTS:
                 return str(int(number))
-    text = str(value).strip()
+    text = str(value)
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = " ".join(text.split())
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
 
@@ -122,15 +129,22 @@ def split_names(given: Iterable[str], known: Iterable[str] = ()) -> list[str]:
     -------
     list
         Names in the order in which they were given, each once.
+
+    Raises
+    ------
+    InputError
+        Nothing but blanks and commas, as of a variable that is not set.
     """
     there = set(known)
     commas = any("," in name for name in there)
     names: list[str] = []
     for each in given:
-        name = each.strip()
+        name = each if each in there else each.strip()
         parts = [part.strip() for part in name.split(",") if part.strip()]
+        if not parts:
+            raise InputError(f"An option was given {each!r}, which names nothing. Name one, or leave the option out.")
         whole = name in there or (commas and not there.issuperset(parts))
-        names += [name] if whole and name else parts
+        names += [name] if whole else parts
     return list(dict.fromkeys(names))
 
 
@@ -151,7 +165,10 @@ def column(adata: AnnData, key: str, *, missing: Iterable[str] = MISSING) -> np.
 
 def labels_of(adata: AnnData, key: str) -> np.ndarray:
     """Labels of cells, object [N]; "" for missing ones."""
-    return column(adata, key, missing=UNLABELLED)
+    labels = column(adata, key)
+    words = {label for label in set(labels) if label.casefold() in _UNLABELLED}
+    labels[np.isin(labels, list(words))] = ""
+    return labels
 
 
 def conditions_of(adata: AnnData, key: str, control: Sequence[str]) -> np.ndarray:
@@ -173,6 +190,11 @@ def conditions_of(adata: AnnData, key: str, control: Sequence[str]) -> np.ndarra
     """
     names = {as_text(each) for each in control}
     values = column(adata, key, missing=MISSING - names)
+    if (names & MISSING) and not np.isin(values, list(names - {""})).any() and (n := int((values == "").sum())):
+        raise InputError(
+            f"{n:,} of {len(values):,} cells have no value in obs[{key!r}], and a missing value is no control. If they "
+            f"are, fill them in first: adata.obs[{key!r}] = adata.obs[{key!r}].astype(object).fillna('control')."
+        )
     values[values == ""] = None  # an array of its own
     values[np.isin(values, list(names))] = ""
     return values

@@ -116,7 +116,9 @@ def perturb(
     if control_key is not None and control_value is not None:
         known_N = texts(adata.obs[control_key], missing=()) if control_key in adata.obs else None
         control_N = conditions_of(adata, control_key, [control_value]) == ""
-        require_known(f"value of obs[{control_key!r}]", [as_text(control_value)], [] if known_N is None else known_N)
+        require_known(
+            f"value of obs[{control_key!r}]", [as_text(control_value)], [] if known_N is None else set(known_N) - {""}
+        )
         control = adata[control_N]
     types_N = labels_of(control, cell_type_key)
     if (unnamed := int((types_N == "").sum())) or not len(types_N):

@@ -175,9 +175,10 @@ class FileCells:
         with about(self.file.source.name):
             try:
                 block = anndata_of(X=counts, obs=self.file.obs.iloc[rows], var=self.var)
-                return read_counts(block, library_size_key=key, part=True)
+                return read_counts(block, library_size_key=key, recover=None, part=True)
             except InputError:
                 if path is not None and self.file.source.small:  # having seen all of it, more can be said
                     layer = layer_of(self.file.layer, path)
-                    read_counts(read_cells(path, layer=layer, whole=True), layer=layer, library_size_key=key)
+                    whole = read_cells(path, layer=layer, whole=True)
+                    read_counts(whole, layer=layer, library_size_key=key, recover=None)
                 raise

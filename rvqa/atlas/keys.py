@@ -20,8 +20,9 @@ from anndata import AnnData
 from anndata.io import read_elem, write_elem
 
 import rvqa
-from rvqa.atlas.frames import stored_frame
-from rvqa.atlas.sources import PARTS, anndata_root, read_cells
+from rvqa.atlas import tenx
+from rvqa.atlas.frames import Frame, stored_frame
+from rvqa.atlas.sources import PARTS, anndata_root, obs_of, read_cells
 from rvqa.counts import AUTO
 from rvqa.errors import InputError, InputWarning
 from rvqa.files import UNREADABLE, require_folder, require_writable, whole_file
@@ -29,6 +30,10 @@ from rvqa.model import whole_directory
 
 COPIES = {".h5ad": (".h5ad",), ".h5mu": (".h5mu", ".h5ad"), ".zarr": (".zarr", ".h5ad")}
 """Suffixes of the outputs that a kind of file can be copied to; all others become `.h5ad`."""
+
+
+_MANY, _OURS = 3000, 8
+"""Columns of obs from which on there may be no room for ours, and how many ours are at most."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,14 @@ def require_free(adata: AnnData, key: str, names: Mapping[str, list[str]]) -> No
         A name is taken, and `uns[key]` does not say that rvqa wrote it.
     """
     earlier = adata.uns.get(key)
-    if key == "rvqa" or (isinstance(earlier, Mapping) and "version" in earlier):
+    if isinstance(earlier, Mapping) and "version" in earlier:
         return
     taken = [f"{where}[{name!r}]" for where, each in names.items() for name in each if name in getattr(adata, where)]
+    if key == "rvqa":
+        if taken:
+            said = f"{', '.join(taken)} are replaced; uns['rvqa'] does not say that rvqa wrote them."
+            warnings.warn(said, InputWarning, stacklevel=3)
+        return
     taken += [f"uns[{key!r}]"] if earlier is not None else []
     if taken:
         raise InputError(
@@ -160,6 +170,7 @@ def copied(source: Path, target: Path) -> Iterator[Any]:
     rvqa.errors.InputError
         No permission, or no space.
     """
+    obs = obs_of(source)  # of a file that cannot be read, say so
     if target.suffix == ".zarr":
         import zarr
 
@@ -167,12 +178,13 @@ def copied(source: Path, target: Path) -> Iterator[Any]:
             shutil.copytree(source, whole, dirs_exist_ok=True)
             group = zarr.open_group(whole, mode="r+", use_consolidated=False)
             told = group.metadata.consolidated_metadata is not None or (whole / ".zmetadata").exists()
+            require_room(group, obs)
             yield group
             if told or _is_consolidated(whole):
                 zarr.consolidate_metadata(whole)
         return
     with whole_file(target) as scratch:
-        if source.suffix == target.suffix:
+        if source.suffix == target.suffix and not is_tenx(source):
             shutil.copyfile(source, scratch)
         elif source.suffix == ".h5mu":
             with h5py.File(source) as given, h5py.File(scratch, "w") as made:
@@ -183,7 +195,41 @@ def copied(source: Path, target: Path) -> Iterator[Any]:
         else:
             _converted(source, scratch)
         with h5py.File(scratch, "r+") as file:
-            yield anndata_root(source, file)
+            root = anndata_root(source, file)
+            require_room(root, obs)
+            yield root
+
+
+def is_tenx(path: Path) -> bool:
+    """Whether a file is Cell Ranger's, whatever its name."""
+    with h5py.File(path) as file:
+        return tenx.is_tenx(file)
+
+
+def require_room(root: Any, obs: Frame) -> None:
+    """Make sure, before any work, that our columns can be added to the table of cells of a copy.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        There are so many columns that the file format cannot list more, or the names of cells stand under one of ours.
+    """
+    table = root["obs"]
+    index = str(table.attrs.get("_index", "")) if not isinstance(table, h5py.Dataset) else ""
+    if index.startswith("rvqa_"):
+        raise InputError(
+            f"The names of the cells stand in {index!r}, a name of ours. Rename it: adata.obs.index.name = None."
+        )
+    if not _hdf5(table) or len(obs.names) < _MANY:
+        return
+    names = [*obs.names, *(f"rvqa_{i}" for i in range(_OURS))]
+    try:
+        table.attrs["rvqa"] = np.array(names, dtype=h5py.string_dtype())
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"obs has {len(obs.names):,} columns; an .h5ad file cannot list {_OURS} more. Drop some, or write .zarr."
+        ) from error
+    del table.attrs["rvqa"]
 
 
 def storable(frame: pd.DataFrame, *, name: str = "obs") -> pd.DataFrame:

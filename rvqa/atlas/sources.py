@@ -7,6 +7,7 @@ rest of a file, of which counts, their genes and `obs` have no need, is not look
 import glob
 import hashlib
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,8 @@ from rvqa.atlas.frames import Frame, stored_frame
 from rvqa.atlas.transpose import transposed
 from rvqa.counts import AUTO, MatrixKind, find_counts, inspect_matrix, require_counted
 from rvqa.errors import InputError, InputWarning, about
-from rvqa.features import gene_features
-from rvqa.files import DIAGNOSED, UNREADABLE, damaged, require_anndata, require_hdf5, warn_of_repeated
+from rvqa.features import gene_features, with_kinds
+from rvqa.files import DIAGNOSED, HDF5_SUFFIXES, UNREADABLE, damaged, require_anndata, require_hdf5, warn_of_repeated
 from rvqa.obs import nearest
 
 Given: TypeAlias = str | Path | AnnData
@@ -42,7 +43,7 @@ class Layers:
     default
         As `layer` of `rvqa.encode`.
     by_file
-        Path or name of a file, and its own.
+        Path of a file, and its own.
     """
 
     default: str | None = None
@@ -57,28 +58,33 @@ class Layers:
         rvqa.errors.InputError
             Two names for all files, or for one.
         """
-        known = {text for each in files if not isinstance(each, AnnData) for text in (str(each), Path(each).name)}
+        paths = [Path(each) for each in files if not isinstance(each, AnnData)]
         default: list[str] = []
         by_file: dict[str, str] = {}
         for word in given:
             name, sign, file = word.partition("=")
-            if sign and file in known:
-                if by_file.setdefault(file, name) != name:
-                    raise InputError(f"Two layers are named for {file}: {by_file[file]!r} and {name!r}. Name one.")
+            meant = [path for path in paths if os.path.realpath(path) == os.path.realpath(file)]
+            meant = meant or [path for path in paths if path.name == file]
+            if sign and len(meant) == 1:
+                place = os.path.realpath(meant[0])
+                if by_file.setdefault(place, name) != name:
+                    raise InputError(f"Two layers are named for {file}: {by_file[place]!r} and {name!r}. Name one.")
+            elif sign and (len(meant) > 1 or Path(file).suffix in (*HDF5_SUFFIXES, ".zarr", ".mtx")):
+                which = "several of the files" if meant else "none of the files"
+                raise InputError(f"--layer {word}: {file} is {which}. {nearest(file, map(str, paths))}")
             elif word not in default:
                 default.append(word)
         if len(default) > 1:
             raise InputError(
                 f"Two layers are named for all files: {default[0]!r} and {default[1]!r}. Name one, or NAME=FILE for "
-                f"that of one file, of {', '.join(sorted(known))}."
+                f"that of one file, of {', '.join(map(str, paths))}."
             )
         return cls(default[0] if default else AUTO, tuple(sorted(by_file.items())))
 
     def layer(self, given: Given) -> str | None:
         """The layer of one file."""
-        own = dict(self.by_file)
-        text = "" if isinstance(given, AnnData) else str(given)
-        return own.get(text, own.get(Path(text).name, self.default))
+        place = "" if isinstance(given, AnnData) else os.path.realpath(given)
+        return dict(self.by_file).get(place, self.default)
 
 
 def layer_of(layer: str | Layers | None, given: Given) -> str | None:
@@ -227,7 +233,7 @@ def expand(given: Given | Sequence[Given]) -> list[Given]:
         if not found:
             raise InputError(f"No file matches {text!r}. Check the pattern.")
         files += [Path(name) for name in found]
-    paths = [path.resolve() for path in files if isinstance(path, Path)]
+    paths = [os.path.realpath(path) for path in files if isinstance(path, Path)]
     if repeated := [path for at, path in enumerate(paths) if path in paths[:at]]:
         raise InputError(f"{repeated[0]} is given twice. Give each file once.")
     if not files:
@@ -392,6 +398,8 @@ def _of_file(path: Path, layer: str | None, scratch: Path, say: Callable[[str], 
             name = path.name if at == place else f"{path.name}-{at}"
             matrix = transposed(stored, scratch, name=name, say=say)
         var = stored_frame(genes, uns, "var").readable()[0]
+        if at == "raw.X":
+            var = with_kinds(var, stored_frame(root["var"], uns, "var").readable()[0])
         if len(var) != matrix.shape[1]:
             raise InputError(
                 f"{at} has {matrix.shape[1]:,} columns, but its table of genes {len(var):,} rows. Write the file anew."
@@ -414,11 +422,12 @@ def anndata_root(path: Path, file: Any) -> Any:
         It has no `obs` and `var`, or no modality `rna`.
     """
     if "mod" in file and "X" not in file:
-        if "rna" not in file["mod"]:
+        named = [name for name in file["mod"] if name.casefold() in ("rna", "gex", "gene expression")]
+        if len(named) != 1:
             raise InputError(
                 f"{path} holds the modalities {', '.join(file['mod'])}, but no 'rna'. Write that as .h5ad."
             )
-        file = file["mod"]["rna"]
+        file = file["mod"][named[0]]
     require_anndata(path, file)
     return file
 
@@ -456,7 +465,10 @@ def _places(file: Any) -> dict[str, tuple[Any, Any]]:
 def _chosen(places: Mapping[str, Any], layer: str | None, sample: Callable[[str], Any]) -> str:
     """Name of the place that a layer stands for."""
     if layer == AUTO and f"layers[{AUTO!r}]" not in places:
-        return find_counts({name: lambda at=name: sample(at) for name in places})  # type: ignore[misc]
+        found = find_counts({name: lambda at=name: sample(at) for name in places})  # type: ignore[misc]
+        layer = None if found == "X" else layer
+        if found in places:
+            return found
     by_name = {None: "X", "X": "X", "raw": "raw.X"}
     name = named if (named := f"layers[{layer!r}]") in places else by_name.get(layer, named)
     if name in places:
@@ -512,7 +524,8 @@ def _of_anndata(adata: AnnData, layer: str | None) -> Source:
 
     def opened(place: str) -> tuple[matrices.Matrix, pd.DataFrame]:
         stored, genes = held[place]
-        return _lazy(stored), genes if isinstance(genes, pd.DataFrame) else genes.to_memory()
+        var, own = (each if isinstance(each, pd.DataFrame) else each.to_memory() for each in (genes, adata.var))
+        return _lazy(stored), with_kinds(var, own) if place == "raw.X" else var
 
     place = _chosen(held, layer, lambda name: matrices.sample(_genes(*opened(name))[0]))
     matrix, var = opened(place)

@@ -155,7 +155,7 @@ def read_study(
     path = Path(path)
     adata = read_cells(path, layer=layer)
     with about(path):
-        cells = read_counts(adata, layer=layer_of(layer, path), library_size_key=depth_column(adata.obs))
+        cells = read_counts(adata, layer=layer_of(layer, path), library_size_key=depth_column(adata.obs), recover=None)
         told = CellTable.of(adata, path.stem, labels=labels, donor=donor, condition=condition, table=table)
     return Study(**vars(told), counts=cells.counts, var=cells.var, library_size=cells.library_size, given=cells.given)
 
