@@ -130,7 +130,7 @@ def _read(
                     ontology.setdefault(label, term)
     condition_N = np.full(adata.n_obs, "", dtype=object)
     if condition is not None and condition in adata.obs:
-        values = texts(adata.obs[condition]) if condition in adata.obs else []
+        values = list(texts(adata.obs[condition]))
         names = split_names([control] if isinstance(control, str) else control or (), values)
         condition_N = conditions_of(adata, condition, names)
         if not (condition_N == "").any():
