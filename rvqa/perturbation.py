@@ -26,7 +26,7 @@ from rvqa.errors import EngineError, InputError
 from rvqa.genes import map_columns
 from rvqa.grammar import Rule, is_valid_output
 from rvqa.model import Model
-from rvqa.obs import as_text, conditions_of, labels_of, require_known, texts
+from rvqa.obs import as_text, column, conditions_of, labels_of, require_known
 from rvqa.prompts import PERTURB
 from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
 from rvqa.tokenizer import CellTokenizer, draw_counts
@@ -114,11 +114,9 @@ def perturb(
     adata = in_memory(adata, layer=layer)
     control = adata
     if control_key is not None and control_value is not None:
-        known_N = texts(adata.obs[control_key], missing=()) if control_key in adata.obs else None
+        known_N = column(adata, control_key, missing=())
         control_N = conditions_of(adata, control_key, [control_value]) == ""
-        require_known(
-            f"value of obs[{control_key!r}]", [as_text(control_value)], [] if known_N is None else set(known_N) - {""}
-        )
+        require_known(f"value of obs[{control_key!r}]", [as_text(control_value)], set(known_N) - {""})
         control = adata[control_N]
     types_N = labels_of(control, cell_type_key)
     if (unnamed := int((types_N == "").sum())) or not len(types_N):

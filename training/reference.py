@@ -13,7 +13,7 @@ from rvqa import counts as counting
 from rvqa.depth import GeneShares
 from rvqa.errors import InputError, InputWarning, about
 from rvqa.genes import GeneAxis
-from rvqa.obs import column, conditions_of, labels_of, nearest, quoted, split_names, texts
+from rvqa.obs import column, conditions_of, labels_of, nearest, quoted, split_names
 from rvqa.training.tokenizer_cells import in_blocks
 
 ONTOLOGY_COLUMN = "cell_type_ontology_term_id"
@@ -130,7 +130,7 @@ def _read(
                     ontology.setdefault(label, term)
     condition_N = np.full(adata.n_obs, "", dtype=object)
     if condition is not None and condition in adata.obs:
-        values = list(texts(adata.obs[condition]))
+        values = list(column(adata, condition, missing=()))
         names = split_names([control] if isinstance(control, str) else control or (), values)
         condition_N = conditions_of(adata, condition, names)
         if not (condition_N == "").any():
