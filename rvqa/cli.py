@@ -55,8 +55,10 @@ CellsIn = Annotated[
         show_default=False,
     ),
 ]
-ModelIn = Annotated[Path, typer.Option("--model", "-m", help="Model directory, as `rvqa fit` writes it.")]
-FileOut = Annotated[Path, typer.Option("--output", "-o", help="File to write (.h5ad).")]
+ModelIn = Annotated[
+    Path, typer.Option("--model", "-m", help="Directory that `rvqa fit` wrote; for encode also a tokenizer's.")
+]
+FileOut = Annotated[Path, typer.Option("--output", "-o", help="File to write: .h5ad.")]
 Layer = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,7 +67,9 @@ Layer = Annotated[
     ),
 ]
 LibrarySize = Annotated[str | None, typer.Option(help="obs column with every cell's total counts over all genes.")]
-Recover = Annotated[bool, typer.Option("--recover", help="Turn log1p values back into counts, if they prove them.")]
+Recover = Annotated[
+    bool, typer.Option("--recover", help="Turn log1p values back into counts, where the result is exact.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 EngineOption = Annotated[
@@ -80,7 +84,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @app.command()
 def fit(
-    references: Annotated[list[Path], typer.Argument(help="Labelled reference cells: .h5ad files with raw counts.")],
+    references: Annotated[
+        list[Path], typer.Argument(help="Labelled reference cells with raw counts: .h5ad, .zarr, ...")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     labels: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
     condition: Annotated[str | None, typer.Option(help="obs column with perturbations.")] = None,
@@ -88,7 +94,7 @@ def fit(
         list[str] | None, typer.Option(help="Value of --condition for control cells; may be repeated.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Pretrained causal language model to continue from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the language model; default in docs.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the language model. Default: 600.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
@@ -126,7 +132,7 @@ def fit(
 
 @app.command("fit-tokenizer")
 def fit_tokenizer(
-    files: Annotated[list[Path], typer.Argument(help="Cells: .h5ad files with raw counts, or folders of them.")],
+    files: Annotated[list[Path], typer.Argument(help="Files of cells with raw counts, or folders of .h5ad files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer directory to write.")],
     preset: Annotated[str, typer.Option(help="small (two cores, minutes) or atlas (36,000 genes).")] = "small",
     labels: Annotated[str, typer.Option(help="obs column with cell types, where there is one.")] = "cell_type",
@@ -295,7 +301,10 @@ def encode(
         from rvqa.codes import encode_in_memory
 
         if len(cells) > 1 or in_place or append or scheduler or obs or device != "cpu":
-            raise InputError("--recover and --recon-error are for one file that fits in memory, to .h5ad.")
+            raise InputError(
+                "--recover and --recon-error are for one file that fits in memory, to .h5ad, without --obs, "
+                "--in-place, --append, --scheduler and --device."
+            )
         loaded = rvqa.load(model, weights=False)
         reading = {"layer": layers, "library_size_key": library_size_key, "recover": recover}
         keys = encode_in_memory(

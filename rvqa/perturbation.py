@@ -26,7 +26,7 @@ from rvqa.errors import EngineError, InputError
 from rvqa.genes import map_columns
 from rvqa.grammar import Rule, is_valid_output
 from rvqa.model import Model
-from rvqa.obs import as_text, column, conditions_of, labels_of, require_known
+from rvqa.obs import as_text, column, conditions_of, labels_of, nearest, require_known
 from rvqa.prompts import PERTURB
 from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
 from rvqa.tokenizer import CellTokenizer, draw_counts
@@ -87,7 +87,8 @@ def perturb(
         depth (its library size counts all genes, so the axis takes its share of it); `layers["mean"]`: their
         expectation, float32;
         `obsm["rvqa_codes"]`, uint8; `obs`: the control cell's columns (but `control_key` holds the perturbation) and
-        `rvqa_control_cell`, `rvqa_sample`; `uns["rvqa"]`: provenance.
+        `rvqa_control_cell`, `rvqa_sample`, `rvqa_perturbation`; `uns["rvqa"]`: provenance. Other columns stay those of
+        the control cell, so one that says "control" still does.
 
     Raises
     ------
@@ -124,7 +125,11 @@ def perturb(
             f"{unnamed} of {len(types_N)} control cells have no type in obs[{cell_type_key!r}]; every cell needs one. "
             "Drop the others, or annotate first and use 'rvqa_cell_type'."
         )
-    require_known(f"cell type of this model, but stands in obs[{cell_type_key!r}]", types_N, model.card.labels)
+    if foreign := sorted(set(types_N) - set(model.card.labels)):
+        raise InputError(
+            f"{foreign[0]!r} is no cell type of this model, but stands in obs[{cell_type_key!r}]. "
+            f"{nearest(foreign[0], model.card.labels)} Or annotate the cells first and use 'rvqa_cell_type'."
+        )
 
     runs = open_engine(model, engine)
     tokenizer = model.cell_tokenizer
@@ -154,6 +159,7 @@ def perturb(
     sample_N = np.tile(np.arange(n_samples), len(types_N))
     names = control.obs_names.to_numpy()[source_N]
     obs["rvqa_control_cell"], obs["rvqa_sample"] = names, sample_N
+    obs["rvqa_perturbation"] = pd.Categorical([perturbation] * len(obs))
     if control_key is not None:
         obs[control_key] = pd.Categorical([perturbation] * len(obs))
     obs.index = pd.Index([f"{name}_{perturbation}_{i}" for name, i in zip(names, sample_N, strict=True)])

@@ -149,7 +149,7 @@ def perturbation_report(
 def _facts(adata: AnnData, record: Any) -> dict[str, str]:
     return {
         "Cells": f"{adata.n_obs:,}",
-        "Genes in the file": f"{adata.n_vars:,}",
+        "Genes in the file": f"{int(record.get('coverage', {}).get('n_file', adata.n_vars)):,}",
         "Model's genes measured": coverage_text(record.get("coverage", {})),
         "Model": str(record.get("model") or "in memory"),
     }

@@ -240,6 +240,7 @@ def test_perturb_keeps_the_users_columns(shipped, model):
     assert list(predicted.obs["sample"]) == [f"patient {i // 2 % 3}" for i in range(24)]
     assert set(predicted.obs["control_cell"]) == {"mine"}
     assert list(predicted.obs["rvqa_sample"]) == [0, 1] * 12
+    assert set(predicted.obs["rvqa_perturbation"]) == {model.card.perturbations[0]}
     assert list(predicted.obs["rvqa_control_cell"][::2]) == list(cells.obs_names)
 
 
