@@ -100,6 +100,23 @@ def warn_of_repeated(file: Path | str, names: pd.Index, *, stacklevel: int = 2) 
         warnings.warn(f"{message}; every row is taken for a cell of its own.", InputWarning, stacklevel=stacklevel)
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Say in one sentence that a file is not what other libraries expect.
+
+    Raises
+    ------
+    InputError
+        See `damaged`; an `InputError` passes as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise damaged(file, error) from error
+
+
 def damaged(file: Path, error: BaseException) -> InputError:
     """What to raise where another library cannot read a file."""
     if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", str(error)):

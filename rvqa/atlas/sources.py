@@ -28,7 +28,7 @@ from rvqa.atlas.transpose import transposed
 from rvqa.counts import AUTO, MatrixKind, find_counts, inspect_matrix, require_counted
 from rvqa.errors import InputError, InputWarning, about
 from rvqa.features import gene_features, with_kinds
-from rvqa.files import DIAGNOSED, HDF5_SUFFIXES, UNREADABLE, damaged, require_anndata, require_hdf5, warn_of_repeated
+from rvqa.files import DIAGNOSED, HDF5_SUFFIXES, UNREADABLE, reading, require_anndata, require_hdf5, warn_of_repeated
 from rvqa.obs import nearest
 
 Given: TypeAlias = str | Path | AnnData
@@ -267,13 +267,8 @@ def open_source(
     if isinstance(given, AnnData):
         return _of_anndata(given, own)
     path = Path(given)
-    with about(path):
-        try:
-            return _of_file(path, own, scratch, say)
-        except InputError:
-            raise
-        except UNREADABLE as error:
-            raise damaged(path, error) from error
+    with about(path), reading(path):
+        return _of_file(path, own, scratch, say)
 
 
 PARTS = ("obsm", "varm", "obsp", "varp", "uns")
@@ -300,22 +295,17 @@ def obs_of(path: str | Path) -> Frame:
         As `open_source`.
     """
     file = Path(path)
-    with about(file):
-        try:
-            if file.suffix == ".zarr":
-                root = anndata_root(file, _zarr(file)[0])
-            else:
-                if (market := tenx.find_matrix_market(file)) is not None:
-                    return _tenx_obs(tenx.open_matrix_market(market))
-                opened = h5py.File(require_hdf5(file))
-                if tenx.is_tenx(opened):
-                    return _tenx_obs(tenx.open_tenx(opened))
-                root = anndata_root(file, opened)
-            return stored_frame(root["obs"], root.get("uns"))
-        except InputError:
-            raise
-        except UNREADABLE as error:
-            raise damaged(file, error) from error
+    with about(file), reading(file):
+        if file.suffix == ".zarr":
+            root = anndata_root(file, _zarr(file)[0])
+        else:
+            if (market := tenx.find_matrix_market(file)) is not None:
+                return _tenx_obs(tenx.open_matrix_market(market))
+            opened = h5py.File(require_hdf5(file))
+            if tenx.is_tenx(opened):
+                return _tenx_obs(tenx.open_tenx(opened))
+            root = anndata_root(file, opened)
+        return stored_frame(root["obs"], root.get("uns"))
 
 
 def _tenx_obs(opened: tenx.Opened) -> Frame:
@@ -331,16 +321,11 @@ def read_results(path: str | Path) -> AnnData:
         No such file, or not one of AnnData.
     """
     file = Path(path)
-    with about(file):
-        try:
-            root = anndata_root(file, _zarr(file)[0] if file.suffix == ".zarr" else h5py.File(require_hdf5(file)))
-            obs, _ = stored_frame(root["obs"], root.get("uns")).readable()
-            adata = anndata_of(obs=obs)
-            add_rest(adata, root, ("obsm", "uns"))
-        except UNREADABLE as error:
-            if isinstance(error, InputError):
-                raise
-            raise damaged(file, error) from error
+    with about(file), reading(file):
+        root = anndata_root(file, _zarr(file)[0] if file.suffix == ".zarr" else h5py.File(require_hdf5(file)))
+        obs, _ = stored_frame(root["obs"], root.get("uns")).readable()
+        adata = anndata_of(obs=obs)
+        add_rest(adata, root, ("obsm", "uns"))
     return adata
 
 
@@ -354,7 +339,7 @@ def read_cells(given: str | Path, *, layer: str | Layers | None = None, whole: b
     layer
         As for `rvqa.encode`; only that matrix is read, unless it holds no raw counts: messages then say what does.
     whole
-        Read all matrices.
+        Read all else that can be read.
 
     Raises
     ------
@@ -369,13 +354,9 @@ def read_cells(given: str | Path, *, layer: str | Layers | None = None, whole: b
     with tempfile.TemporaryDirectory() as scratch, about(given):
         source = open_source(given, layer=layer, scratch=Path(scratch))
         warn_of_repeated(Path(given), pd.Index(source.obs.index(0, source.n_cells)), stacklevel=3)
-        try:
+        with reading(Path(given)):
             counted = inspect_matrix(matrices.sample(source.matrix)).kind is MatrixKind.COUNTS
             return source.in_memory(whole=whole or not counted)
-        except InputError:
-            raise
-        except UNREADABLE as error:
-            raise damaged(Path(given), error) from error
 
 
 def _of_file(path: Path, layer: str | None, scratch: Path, say: Callable[[str], None]) -> Source:
