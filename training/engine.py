@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rvqa.errors import InputError
+from rvqa.training.processes import begin_group
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _start_process_group(deepspeed: Any) -> None:
     backend = "nccl" if on_gpu else "gloo"
     if "WORLD_SIZE" not in os.environ:  # not launched by torchrun: one process, which needs no port
         os.environ.setdefault("LOCAL_RANK", "0")
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        begin_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     if not on_gpu:
         # DeepSpeed would probe the compiler now and build a shared-memory collective; gloo does without it.
         deepspeed.ops.__compatible_ops__ = {}

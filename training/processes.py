@@ -3,14 +3,25 @@
 Started by torchrun, every process runs the same program: each has a rank and a part of every batch.
 """
 
+import atexit
 import hashlib
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rvqa.errors import InputError
+
+
+def begin_group(backend: str, **options: Any) -> None:
+    """Begin a process group that lasts as long as the process.
+
+    It is taken down before the interpreter: threads of gloo that still hold tensors abort a process that is ending.
+    """
+    dist.init_process_group(backend, **options)
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
 class Processes:
@@ -39,7 +50,7 @@ class Processes:
             reason = str(error).splitlines()[0]
             raise InputError(f"Device {str(device)!r} cannot be used here ({reason}). Use 'cpu' or 'cuda'.") from error
         if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            begin_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         joined = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
 
