@@ -1,6 +1,6 @@
 """From files to codes: `rvqa encode` against only reading, against its own CPU time, and against scanpy and a model.
 
-python -m bench.atlas --tokenizer DIR [--cells 1000000] [--folder DIR] [--kills 20] [--beyond] [--json]
+python -m bench.atlas --tokenizer DIR [--cells 1000000] [--folder DIR] [--kills 20] [--beyond] [--annotate] [--json]
 
 The atlas is made of the real cells of four files of RVQA_DATA_DIR (union of their genes), resampled: each cell is one
 of them, one in five the sum of two, every count kept with a probability between 1/2 and 1. It is written part by part
@@ -17,6 +17,8 @@ ratio_scanpy_*      cells per second over: AnnData backed, normalize_total, log1
 Codes of the first cells are compared with those of `rvqa.encode` in memory before anything is timed; those of the rival
 differ here and there (`same_as_rival`): it rounds on the way, and normalises by what is stored. --beyond encodes more
 than 2^31 entries (one block of cells, repeated) and compares the codes of every repetition with those of the first.
+--annotate does that alone: `rvqa annotate` and `rvqa encode` of the gzip atlas into .h5ad, cells a second and the most
+memory (GiB) of each process; the codes of both must be equal, and the labels of the first cells those of memory.
 """
 
 import argparse
@@ -222,6 +224,44 @@ def peak(path: Path, tokenizer: Path, out: Path, threads: int) -> float:
     return int(done.stdout) / 2**20
 
 
+COMMAND = """
+import sys
+from rvqa import cli
+sys.argv[0] = "rvqa"
+try:
+    cli.main()
+finally:
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def annotated(path: Path, model: Path, folder: Path, cells: int) -> dict[str, float]:
+    """Cells a second and GiB of `rvqa annotate`, beside those of `rvqa encode`."""
+    figures = {}
+    for command in ("encode", "annotate"):
+        out = folder / f"{command}.h5ad"
+        given = [command, path, "-m", model, "-o", out, "--force", "--quiet"]
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", COMMAND, *map(str, given)], capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        figures |= {
+            f"{command}_cells_per_second": cells / seconds,
+            f"{command}_gib": int(done.stdout.split()[-1]) / 2**20,
+        }
+    first = anndata.read_h5ad(path, backed="r")[:RIVAL_CELLS].to_memory()
+    rvqa.annotate(first, rvqa.load(model), progress=False)
+    with h5py.File(folder / "encode.h5ad") as encoded, h5py.File(folder / "annotate.h5ad") as file:
+        codes = [each["obsm/rvqa_codes"][:] for each in (encoded, file)]
+        labels = anndata.io.read_elem(file["obs/rvqa_cell_type"])[:RIVAL_CELLS]
+    if not (codes[0] == codes[1]).all():
+        raise SystemExit("annotate: other codes than encode")
+    if list(labels) != list(first.obs["rvqa_cell_type"]):
+        raise SystemExit("annotate: other labels than in memory")
+    return figures
+
+
 RUN = """
 import sys
 from pathlib import Path
@@ -326,6 +366,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--beyond", action="store_true")
+    parser.add_argument("--annotate", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -333,6 +374,11 @@ def main() -> None:
     tokenizer = load_tokenizer(given.tokenizer)
     base, axis = base_cells()
     result: dict[str, Any] = {"cells": given.cells, "genes": len(axis), "cores": cores, "threads": threads}
+    if given.annotate:
+        path = given.folder / f"{given.cells}-{FORMATS[0]}"
+        make(path, given.cells, base, axis)
+        print(json.dumps(annotated(path, given.tokenizer, given.folder, given.cells), indent=None if given.json else 1))
+        return
     for form in FORMATS:
         path = given.folder / f"{given.cells}-{form}"
         make(path, given.cells, base, axis)
