@@ -18,7 +18,7 @@ endif
 SERVE  := .venv-serve
 SERVE_PIP := $(SERVE)/bin/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test test-portable test-serve coverage notebook sanitize lint types wheel clean
+.PHONY: demo test test-portable test-serve coverage notebook sanitize fuzz lint types wheel clean
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
@@ -76,6 +76,11 @@ types: wheel              ## of the package as it is installed
 
 sanitize: $(VENV)/installed   ## the kernels' tests under AddressSanitizer and UBSan
 	.ci/sanitize
+
+fuzz: export RVQA_FUZZ_CASES ?= 10000
+fuzz: $(VENV)/installed   ## hostile input by the thousand; that of the kernels under the sanitizers
+	.ci/sanitize tests/attacks/test_native.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/attacks --ignore tests/attacks/test_native.py
 
 wheel: $(VENV)/installed
 	rm -rf build dist && $(PIP) build && $(PY) -m build -q --wheel --outdir dist .

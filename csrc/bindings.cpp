@@ -1,5 +1,6 @@
 // Python's view of the native kernels: addresses and sizes in, results in memory that Python owns, the GIL released. The
-// only file that knows Python. Its caller, kernels/cpu.py, passes valid contiguous memory; codes and tables are checked.
+// only file that knows Python. Its caller, kernels/cpu.py, passes valid contiguous memory; what it holds is checked.
+// std::invalid_argument becomes rvqa.errors.InputError.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,8 +8,10 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/counts.h"
@@ -23,8 +26,14 @@ namespace py = pybind11;
 
 namespace {
 
+// Memory from elsewhere (torch.frombuffer) may begin anywhere, but vectors of a type do not.
+void require_aligned(std::uintptr_t address, std::size_t size) {
+    if (address % size) throw std::invalid_argument("a tensor begins between two of its elements; pass a copy, .clone()");
+}
+
 template <class T>
 T* at(std::uintptr_t address) {
+    if constexpr (!std::is_void_v<T>) require_aligned(address, alignof(T));
     return reinterpret_cast<T*>(address);
 }
 
@@ -38,6 +47,12 @@ rvqa::Real real(const std::string& dtype) {
 using Address = std::uintptr_t;
 using Sizes = std::array<int64_t, 3>;  // M, K, D
 
+rvqa::Rows rows_at(Address x, int64_t N, int64_t stride, const std::string& dtype) {
+    const rvqa::Rows rows{at<void>(x), N, stride, real(dtype)};
+    require_aligned(x, rows.dtype == rvqa::Real::float32 ? 4 : 2);
+    return rows;
+}
+
 rvqa::Tables tables(Address packed, int64_t size, const Sizes& sizes) {
     return rvqa::view(at<uint8_t>(packed), size, sizes[0], sizes[1], sizes[2]);
 }
@@ -45,7 +60,7 @@ rvqa::Tables tables(Address packed, int64_t size, const Sizes& sizes) {
 std::pair<int64_t, int64_t> residual_quantize(Address x, int64_t N, int64_t stride, const std::string& dtype,
                                               Address packed, int64_t size, const Sizes& sizes, int64_t levels, int threads,
                                               Address codes) {
-    const rvqa::Rows rows{at<void>(x), N, stride, real(dtype)};
+    const rvqa::Rows rows = rows_at(x, N, stride, dtype);
     const py::gil_scoped_release release;
     const auto wrong =
         rvqa::residual_quantize(rows, tables(packed, size, sizes), levels, threads, at<uint8_t>(codes));
@@ -55,7 +70,7 @@ std::pair<int64_t, int64_t> residual_quantize(Address x, int64_t N, int64_t stri
 std::pair<int64_t, int64_t> nearest_codeword(Address x, int64_t N, int64_t stride, const std::string& dtype,
                                              Address packed, int64_t size, const Sizes& sizes, int threads,
                                              Address index, Address distance) {
-    const rvqa::Rows rows{at<void>(x), N, stride, real(dtype)};
+    const rvqa::Rows rows = rows_at(x, N, stride, dtype);
     const py::gil_scoped_release release;
     const auto wrong = rvqa::nearest_codeword(rows, tables(packed, size, sizes), threads,
                                               at<int64_t>(index), at<float>(distance));
@@ -106,6 +121,7 @@ int64_t csr_totals(Address indptr, Address indices, const std::string& index_dty
 int64_t apply_span_mask(Address logits, int64_t B, int64_t V, int64_t stride, const std::string& dtype, Address states,
                         const std::string& state_dtype, Address windows, int64_t S, int threads) {
     const rvqa::Logits rows{at<void>(logits), B, V, stride, real(dtype)};
+    require_aligned(logits, rows.dtype == rvqa::Real::float32 ? 4 : 2);
     const bool wide = state_dtype == "int64";
     const py::gil_scoped_release release;
     return wide ? rvqa::apply_span_mask(rows, at<int64_t>(states), at<int64_t>(windows), S, threads)
@@ -116,6 +132,13 @@ int64_t apply_span_mask(Address logits, int64_t B, int64_t V, int64_t stride, co
 
 PYBIND11_MODULE(_native, module) {
     module.doc() = "Native CPU kernels of rvqa; use them through rvqa.kernels.ops.";
+    py::register_local_exception_translator([](std::exception_ptr error) {
+        try {
+            if (error) std::rethrow_exception(error);
+        } catch (const std::invalid_argument& invalid) {
+            PyErr_SetString(py::module_::import("rvqa.errors").attr("InputError").ptr(), invalid.what());
+        }
+    });
     const auto release = py::call_guard<py::gil_scoped_release>();
     module.def("isa", [] { return rvqa::kernels().name; });
     module.def("packed_size", &rvqa::packed_size);
@@ -130,17 +153,17 @@ PYBIND11_MODULE(_native, module) {
     module.def("residual_norms", [](Address x, int64_t N, int64_t stride, const std::string& dtype, Address codes,
                                     Address packed, int64_t size, const Sizes& sizes, int64_t levels, int threads,
                                     Address norms) {
-        const rvqa::Rows rows{at<void>(x), N, stride, real(dtype)};
+        const rvqa::Rows rows = rows_at(x, N, stride, dtype);
         const py::gil_scoped_release unlocked;
         rvqa::residual_norms(rows, at<uint8_t>(codes), tables(packed, size, sizes), levels, threads,
                              at<float>(norms));
     });
     module.def(
         "decode",
-        [](Address codes, int64_t stride, int64_t N, int64_t levels, Address codebooks, int64_t K, int64_t D,
-           int threads, Address out) {
-            return rvqa::decode(at<uint8_t>(codes), stride, N, levels, at<float>(codebooks), K, D, threads,
-                                at<float>(out));
+        [](Address codes, int64_t stride, int64_t N, int64_t levels, Address codebooks, const Sizes& sizes, int threads,
+           Address out) {
+            return rvqa::decode(at<uint8_t>(codes), stride, N, levels, at<float>(codebooks), sizes[0], sizes[1],
+                                sizes[2], threads, at<float>(out));
         },
         release);
     module.def("csr_project", &csr_project);

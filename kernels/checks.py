@@ -1,7 +1,9 @@
 """Is the input what the operators promise to take? Each function raises an `InputError` that names an offender."""
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,25 +18,61 @@ MAX_GENES = 2**24
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32)
 
 
+def require_tensors(**values: object) -> None:
+    """All are tensors that torch brings to an operator: it brings no nested ones."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.is_nested:
+            kind = type(value).__name__ if not isinstance(value, Tensor) else "nested tensor"
+            raise InputError(f"{name} is a {kind}; expected a torch.Tensor with one value at every index")
+
+
 def require_dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
-    """The value is a tensor of one of these dtypes."""
-    if not isinstance(value, Tensor):
-        raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
+    """Dense, and of one of these dtypes."""
     if value.dtype not in allowed:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise InputError(f"{name} has dtype {str(value.dtype).removeprefix('torch.')}; expected {names}")
+    if value.layout is not torch.strided:
+        raise InputError(f"{name} has layout {value.layout}; expected a dense tensor, such as {name}.to_dense()")
+
+
+def require_writable(name: str, value: Tensor) -> None:
+    """Its memory holds its values: torch keeps the sign of a conjugate's imaginary part apart."""
+    if not torch.compiler.is_compiling() and value.is_neg():
+        raise InputError(f"{name} is a negative view of other memory; pass {name}.resolve_neg()")
+
+
+def require_whole(name: str, value: Any, low: int, high: int) -> None:
+    """A whole number from low to high."""
+    if not isinstance(value, (int, np.integer, torch.SymInt)):
+        raise InputError(f"{name} is a {type(value).__name__}; expected a whole number")
+    if not low <= value <= high:
+        raise InputError(f"{name} is {said(value)}; expected {low} to {high}")
+
+
+def said(value: Any) -> str:
+    """A number in an error; Python prints none of thousands of digits."""
+    return "beyond 64 bits" if isinstance(value, int) and abs(value) > 2**64 else str(value)
 
 
 def require_width(name: str, value: Tensor, width: int) -> None:
     """Rows are as wide as the codewords."""
-    if value.ndim != 2 or value.shape[1] != width:
-        raise InputError(f"{name} has shape {tuple(value.shape)}; expected [N, {width}], the width of the codewords")
+    shape = value.shape
+    if len(shape) != 2 or shape[1] != width:
+        raise InputError(f"{name} has shape {tuple(shape)}; expected [N, {width}], the width of the codewords")
 
 
 def require_device(name: str, value: Tensor, other: Tensor) -> None:
     """Both tensors are on one device."""
     if value.device != other.device:
         raise InputError(f"{name} is on {value.device}, the parameters on {other.device}; move one of them with .to()")
+
+
+def require_apart(name: str, value: Tensor, **others: Tensor) -> None:
+    """What is written to shares no memory with what is read; all are contiguous."""
+    begin, end = value.data_ptr(), value.data_ptr() + value.nbytes
+    for other_name, other in others.items():
+        if other.data_ptr() < end and begin < other.data_ptr() + other.nbytes:
+            raise InputError(f"{name} shares memory with {other_name}; expected memory of its own")
 
 
 def require_finite(name: str, value_ND: Tensor, row: str) -> None:
@@ -100,17 +138,25 @@ def require_projectable(
     if library_size is not None:
         require_counts("library_size", library_size)
         for row in torch.nonzero(library_size == 0).flatten().tolist():
-            if bool((data[int(indptr[row]) : int(indptr[row + 1])] > 0).any()):
+            # torch compares no uint16 and no uint32.
+            if bool((data[int(indptr[row]) : int(indptr[row + 1])].double() > 0).any()):
                 raise InputError(f"library_size is 0 in row {row}, which has counts; expected its total counts")
 
 
 def require_rows(indptr: Tensor, entries: int) -> None:
-    """Row pointers do not decrease and stay within the entries."""
-    if bool((indptr[1:] < indptr[:-1]).any()) or int(indptr[0]) < 0 or int(indptr[-1]) > entries:
+    """Row pointers are within the entries."""
+    if not are_within(indptr, entries):
         raise InputError(
             f"indptr runs from {int(indptr[0])} to {int(indptr[-1])} for {entries} entries; expected non-decreasing "
-            "row pointers within them"
+            "row pointers within them, fewer than 2^31 entries a row"
         )
+
+
+def are_within(indptr: Tensor, entries: int) -> bool:
+    """Whether row pointers neither decrease nor leave the entries, in rows of fewer than 2^31."""
+    if int(indptr[0]) < 0 or int(indptr[-1]) > entries or bool((indptr[1:] < indptr[:-1]).any()):
+        return False
+    return not bool((indptr.diff() > 2**31 - 1).any())
 
 
 def require_counts(name: str, value: Tensor) -> None:

@@ -9,8 +9,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from rvqa.errors import InputError
-from rvqa.kernels.checks import require_codes, require_projectable, require_states
+from rvqa.kernels.checks import require_codes, require_finite, require_projectable, require_states
 
 _native = import_module("rvqa._native")
 
@@ -35,10 +34,7 @@ def isa() -> str:
     rvqa.errors.InputError
         RVQA_ISA names one that this build or this CPU does not have.
     """
-    try:
-        return _native.isa()
-    except RuntimeError as error:
-        raise InputError(f"{error}; unset RVQA_ISA, or choose another.") from error
+    return _native.isa()
 
 
 def pack(codebooks_MKD: Tensor) -> Tensor:
@@ -111,7 +107,7 @@ def residual_norms(x_ND: Tensor, codes_NM: Tensor, tables: tuple[Tensor, Tensor]
 
 def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int, out_ND: Tensor | None = None) -> Tensor:
     """Sum of codewords, float32 [N, D], added level by level."""
-    _, K, D = codebooks_MKD.shape
+    M, K, D = codebooks_MKD.shape
     N = codes_NM.shape[0]
     out_ND = torch.empty(N, D, dtype=torch.float32) if out_ND is None else out_ND
     wrong = _native.decode(
@@ -120,8 +116,7 @@ def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int, out_ND: Tensor 
         N,
         levels,
         codebooks_MKD.data_ptr(),
-        K,
-        D,
+        (M, K, D),
         torch.get_num_threads(),
         out_ND.data_ptr(),
     )
@@ -204,4 +199,7 @@ def _rows(indptr: Tensor, indices: Tensor, data: Tensor) -> tuple[int | str, ...
 
 def _packed(tables: tuple[Tensor, Tensor]) -> Tensor:
     """What `pack` made; made now for tables that another backend prepared."""
-    return tables[1] if len(tables[1]) else pack(tables[0])
+    if len(tables[1]):
+        return tables[1]
+    require_finite("codebooks", tables[0].flatten(0, 1), "codeword (level * K + index)")
+    return pack(tables[0].contiguous())

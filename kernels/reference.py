@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqa.kernels.checks import require_codes, require_projectable, require_states
+from rvqa.kernels.checks import are_within, require_codes, require_projectable, require_states
 
 _BLOCK = 1 << 20
 """Elements of the largest temporary of a block of rows."""
@@ -176,11 +176,11 @@ def csr_totals(
     """Sum of each row over known columns, float64 [N], and how many entries are no raw counts.
 
     Raw counts are whole numbers from 0 to 2^24 in a column of the matrix; an entry that is wrong in both counts twice.
-    The number is -1 where row pointers decrease or leave the entries.
+    The number is -1 where row pointers are not within the entries.
     """
     stored_N = indptr.diff()
     total_N = torch.zeros(len(stored_N), dtype=torch.float64, device=data.device)
-    if int(indptr[0]) < 0 or int(indptr[-1]) > len(data) or bool((stored_N < 0).any()):
+    if not are_within(indptr, len(data)):
         return total_N, -1
     entries = slice(int(indptr[0]), int(indptr[-1]))
     column_E, count_E = indices[entries].long(), data[entries].double()

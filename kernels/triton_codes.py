@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rvqa.kernels import reference
+from rvqa.kernels.checks import require_apart
 
 _MAX_GRAM = 4096
 """Most codewords of all levels together with a Gram table (64 MB); beyond, all rows take the float64 kernel."""
@@ -284,9 +285,11 @@ def decode(codes_NM: Tensor, codebooks_MKD: Tensor, levels: int, out_ND: Tensor 
     (N, stride), (_, K, D) = codes_NM.shape, codebooks_MKD.shape
     if out_ND is None:
         out_ND = torch.empty(N, D, dtype=torch.float32, device=codebooks_MKD.device)
+    else:
+        require_apart("out", out_ND, codes=codes_NM, codebooks=codebooks_MKD)
     BD = min(256, max(16, triton.next_power_of_2(D)))
     BN = 2048 // BD
-    if N:
+    if N and D:
         with torch.cuda.device_of(out_ND):
             _decode_kernel[(triton.cdiv(N, BN), triton.cdiv(D, BD))](
                 codes_NM, codebooks_MKD, out_ND, N, D, K, stride, levels, BN=BN, BD=BD

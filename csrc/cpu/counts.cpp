@@ -32,7 +32,7 @@ int64_t total_rows(const Sparse<Index, Count>& rows, const uint8_t* known, int64
                    double* total) {
     using Unsigned = std::make_unsigned_t<Index>;
     const Unsigned last = Unsigned(std::min<int64_t>(columns - 1, std::numeric_limits<Index>::max()));
-    const bool none = columns == 0;
+    const bool none = columns <= 0;
     int64_t wrong = 0;
     for (int64_t n = begin; n < end; ++n) {
         const int64_t first = rows.indptr[n], stored = rows.indptr[n + 1] - first;
@@ -65,8 +65,7 @@ int64_t total_rows(const Sparse<Index, Count>& rows, const uint8_t* known, int64
 
 template <class Index, class Count>
 int64_t csr_totals(const Sparse<Index, Count>& rows, const uint8_t* known, int64_t columns, int threads, double* total) {
-    for (int64_t n = 0; n <= rows.N; ++n)
-        if (rows.indptr[n] < (n ? rows.indptr[n - 1] : 0) || rows.indptr[n] > rows.E) return -1;
+    if (!rows.is_within()) return -1;
     std::atomic<int64_t> wrong{0};
     parallel(rows.N, GRAIN, threads, [&](int64_t begin, int64_t end) {
         wrong += total_rows(rows, known, columns, begin, end, total);

@@ -17,6 +17,10 @@ bool runs_here(const Kernels& set) {
     return &set == &PORTABLE;
 }
 
+[[noreturn]] void refuse(const std::string& wanted, const std::string& why) {
+    throw std::invalid_argument("RVQA_ISA is " + wanted + why + "; unset RVQA_ISA, or choose another");
+}
+
 const Kernels& pick() {
     const char* wanted = std::getenv("RVQA_ISA");
     std::string known;
@@ -28,11 +32,11 @@ const Kernels& pick() {
         if (!wanted && runs_here(*set)) return *set;
         if (wanted && std::string(wanted) == set->name) {
             if (runs_here(*set)) return *set;
-            throw std::runtime_error(std::string("RVQA_ISA is ") + wanted + ", which this CPU cannot run");
+            refuse(wanted, ", which this CPU cannot run");
         }
         known += std::string(known.empty() ? "" : ", ") + set->name;
     }
-    throw std::runtime_error(std::string("RVQA_ISA is ") + wanted + "; this build has " + known);
+    refuse(wanted, "; this build has " + known);
 }
 
 }  // namespace

@@ -94,7 +94,7 @@ struct Kernels {
 };
 
 // The set in use: RVQA_ISA (avx512, avx2 or portable) if it is set, else the best this CPU has.
-// Throws std::runtime_error where RVQA_ISA asks for what is not there.
+// Throws std::invalid_argument where RVQA_ISA asks for what is not there.
 const Kernels& kernels();
 
 #if defined(__x86_64__) && defined(__GNUC__)

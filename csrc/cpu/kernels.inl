@@ -135,7 +135,7 @@ void encode_tile(const Tables& t, float* r, int64_t stride, const float* squares
         for (int i = 0; i < rows; ++i) {
             int64_t code = 0, count = 0;
             if (width == PANEL) {
-                code = __builtin_ctz(candidates[i]);
+                code = __builtin_ctz(candidates[i] | Mask(1) << (t.K - 1));  // below K whatever the tables hold
                 count = (candidates[i] & (candidates[i] - 1)) ? 2 : 1;
             } else {
                 const Vec at = all(limit[slot(i)]);
@@ -144,6 +144,7 @@ void encode_tile(const Tables& t, float* r, int64_t stride, const float* squares
                     count += __builtin_popcount(mask);
                     if (mask) code = k + __builtin_ctz(mask);
                 }
+                if (code >= t.K) code = t.K - 1;
             }
             if (count > 1) code = judge.settle(i, m, s + i * width, limit[slot(i)]);
             codes[i * levels + m] = uint8_t(code);
@@ -208,19 +209,20 @@ void decode(const uint8_t* codes, int64_t code_stride, const float* codebooks, i
             int64_t D, float* out) {
     const int64_t whole = D / W * W;
     const bool aligned = reinterpret_cast<uintptr_t>(out) % (W * sizeof(float)) == 0 && D % W == 0;
-    for (int64_t n = 0; n < N; ++n, codes += code_stride, out += D) {
+    for (int64_t n = 0; n < N; ++n, out += D) {
+        const uint8_t* code = codes + n * code_stride;
         int64_t d = 0;
         for (; d < whole; d += W) {
-            Vec sum = load(codebooks + codes[0] * D + d);
-            for (int64_t m = 1; m < levels; ++m) sum = sum + load(codebooks + (m * K + codes[m]) * D + d);
+            Vec sum = load(codebooks + code[0] * D + d);
+            for (int64_t m = 1; m < levels; ++m) sum = sum + load(codebooks + (m * K + code[m]) * D + d);
             if (aligned)
                 stream(out + d, sum);
             else
                 store(out + d, sum);
         }
         for (; d < D; ++d) {
-            float sum = codebooks[codes[0] * D + d];
-            for (int64_t m = 1; m < levels; ++m) sum += codebooks[(m * K + codes[m]) * D + d];
+            float sum = codebooks[code[0] * D + d];
+            for (int64_t m = 1; m < levels; ++m) sum += codebooks[(m * K + code[m]) * D + d];
             out[d] = sum;
         }
     }

@@ -1,8 +1,10 @@
 #include "cpu/mask.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/pool.h"
 
 namespace rvqa {
@@ -28,6 +30,11 @@ template <class State>
 int64_t apply_span_mask(const Logits& logits, const State* states, const int64_t* windows, int64_t S, int threads) {
     const int64_t V = logits.V, width = logits.dtype == Real::float32 ? 4 : 2;
     int64_t wrong = 0, bytes = 0;
+    if (logits.B == 0) return 0;
+    const int64_t extent = V ? ((logits.B - 1) * logits.stride + V) * width : 0;
+    if (overlap(logits.data, extent, states, logits.B * int64_t(sizeof(State))) ||
+        overlap(logits.data, extent, windows, 3 * S * int64_t(sizeof(int64_t))))
+        throw std::invalid_argument("logits share memory with states or windows; pass a copy of these");
     for (int64_t b = 0; b < logits.B; ++b) {
         if (states[b] < -1 || states[b] >= S) ++wrong;
         if (wrong || states[b] < 0) continue;
@@ -45,12 +52,13 @@ int64_t apply_span_mask(const Logits& logits, const State* states, const int64_t
                  for (int64_t piece = begin; piece < end; ++piece) {
                      const int64_t b = piece / pieces, first = piece % pieces * columns;
                      const int64_t last = std::min(first + columns, V);
-                     if (states[b] < 0) continue;
+                     const int64_t state = states[b];
+                     if (state < 0) continue;
                      const auto fill = [&](int64_t from, int64_t to) {
                          char* at = static_cast<char*>(logits.data) + (b * logits.stride + from) * width;
                          if (from < to) isa.fill(at, (to - from) * width, width, infinity, bytes >= STREAM);
                      };
-                     const Span keep = span(windows + 3 * states[b], V);
+                     const Span keep = span(windows + 3 * state, V);
                      if (keep.inside) {
                          fill(first, std::min(last, keep.lo));
                          fill(std::max(first, keep.hi), last);

@@ -8,7 +8,6 @@
 #include <array>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -24,6 +23,16 @@ constexpr int64_t CELLS = 256;               // of a block at most: their hidden
 constexpr int64_t WORDS = int64_t(1) << 19;  // of a block: 4 MB of masks, unless 16 cells have more
 constexpr int64_t ENTRIES = int64_t(1) << 22;  // of a block, unless one row has more
 constexpr int TABLE = 64;                    // counts below this share one log1p a cell: see Place
+
+template <class Count>
+bool is_count(Count count) {
+    if constexpr (std::is_unsigned_v<Count>)
+        return true;
+    else if constexpr (std::is_same_v<Count, double>)
+        return (count >= 0x1p-149 && count <= 0x1p53) || count == 0;
+    else
+        return count >= 0 && double(count) <= 0x1p53;
+}
 
 // Correctly rounded sum: plain while all counts are whole and their sum is exact, an expansion otherwise.
 template <class Count>
@@ -45,7 +54,10 @@ double total(const Count* data, int64_t n, const Kernels& isa, ExactSum& exact) 
     }
     if ((whole && sum < 0x1p53) || !std::isfinite(sum)) return sum;
     exact.clear();
-    for (int64_t i = 0; i < n; ++i) exact.add(double(data[i]));
+    for (int64_t i = 0; i < n; ++i) {
+        if (!is_count(data[i])) return std::numeric_limits<double>::quiet_NaN();  // its row is refused
+        exact.add(double(data[i]));
+    }
     return exact.rounded();
 }
 
@@ -93,16 +105,6 @@ void project_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t 
         if (!(value > 0)) continue;
         for (int64_t h = 0; h < p.H; ++h) hidden[h] = std::fma(value, p.W[column * p.H + h], hidden[h]);
     }
-}
-
-template <class Count>
-bool is_count(Count count) {
-    if constexpr (std::is_unsigned_v<Count>)
-        return true;
-    else if constexpr (std::is_same_v<Count, double>)
-        return (count >= 0x1p-149 && count <= 0x1p53) || count == 0;
-    else
-        return count >= 0 && double(count) <= 0x1p53;
 }
 
 template <class Index, class Count>
@@ -169,12 +171,15 @@ bool project_block(const Sparse<Index, Count>& rows, const Projection& p, int64_
         const int64_t places = isa.collect(own.dense.data(), words, own.mask.data() + i, cells, values);
         own.repeated[i] = places != kept;
         values += places;
-        invalid |= p.library && !is_count(size);
+        if (!p.library) continue;
+        invalid |= !is_count(size);
+        if (size == 0)  // or -0
+            invalid |= std::any_of(rows.data + begin, rows.data + rows.indptr[n + 1], [](Count count) { return count > 0; });
     }
     if (invalid) return false;
 
     float* out = hidden + first * p.H;
-    for (int64_t i = 0; i < cells; ++i) std::memcpy(out + i * p.H, p.bias, sizeof(float) * p.H);
+    for (int64_t i = 0; i < cells; ++i) std::copy_n(p.bias, p.H, out + i * p.H);
     for (int64_t word = 0; word < words; ++word)
         isa.project_word(own.mask.data() + word * cells, own.at.data(), cells, p.W + word * GENES * p.H, p.H, out);
     for (int64_t i = 0; i < cells; ++i)
@@ -187,8 +192,7 @@ bool project_block(const Sparse<Index, Count>& rows, const Projection& p, int64_
 template <class Index, class Count>
 bool csr_project(const Sparse<Index, Count>& rows, const Projection& p, int threads, float* hidden) {
     const Kernels& isa = kernels();
-    for (int64_t n = 0; n <= rows.N; ++n)
-        if (rows.indptr[n] < (n ? rows.indptr[n - 1] : 0) || rows.indptr[n] > rows.E) return false;
+    if (!rows.is_within()) return false;
     if (p.column_map)
         for (int64_t i = 0; i < p.columns; ++i)
             if (p.column_map[i] < -1 || p.column_map[i] >= p.G) return false;

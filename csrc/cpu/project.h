@@ -21,8 +21,8 @@ struct Projection {
     const double* library;      // total count of each row, above 0 wherever there are counts; null: sum of all entries
 };
 
-// hidden[N, H]. False, and nothing of use in hidden, where the input is not valid: row pointers that decrease or leave
-// the entries, columns or mapped rows out of range, a count that is not 0 or in [2^-149, 2^53], a library size that is
+// hidden[N, H]. False, and nothing of use in hidden, where the input is not valid: row pointers that are not
+// within the entries (sparse.h), columns or mapped rows out of range, a count that is not 0 or in [2^-149, 2^53], a library size that is
 // not in that range, or 0 in a row with counts. Nothing outside the arrays is read then.
 template <class Index, class Count>
 bool csr_project(const Sparse<Index, Count>& rows, const Projection& projection, int threads, float* hidden);

@@ -36,13 +36,13 @@ void log1p_scaled(const double* counts, int64_t n, double scale, float* out) {
     constexpr double LN2_LO = 0x1.a39ef35793c76p-33;
     for (int64_t i = 0; i < n; ++i) {
         const double y = counts[i] * scale, w = 1.0 + y;
-        int64_t bits;
+        uint64_t bits;
         __builtin_memcpy(&bits, &w, 8);
         // w = 2^exponent * mantissa with mantissa in [sqrt(1/2), sqrt(2))
-        constexpr int64_t HALF_ROOT = 0x3FE6A09E667F3BCD, FRACTION = 0x000FFFFFFFFFFFFF;
-        const int64_t shifted = bits - HALF_ROOT;
-        const int64_t exponent = shifted >> 52;
-        const int64_t moved = (shifted & FRACTION) + HALF_ROOT;
+        constexpr uint64_t HALF_ROOT = 0x3FE6A09E667F3BCD, FRACTION = 0x000FFFFFFFFFFFFF;
+        const uint64_t shifted = bits - HALF_ROOT;  // wraps for what is no number; its row is refused
+        const int64_t exponent = int64_t(shifted) >> 52;
+        const uint64_t moved = (shifted & FRACTION) + HALF_ROOT;
         double mantissa;
         __builtin_memcpy(&mantissa, &moved, 8);
         const double k = double(int32_t(exponent));

@@ -10,10 +10,12 @@
 #include <cstring>
 #include <limits>
 #include <mutex>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/exact.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/pool.h"
 
 namespace rvqa {
@@ -107,7 +109,7 @@ class Contest {
             Delta += d * ((double(ck[i]) + double(ca[i])) - 2 * r_[i]);
             d_squared += d * d;
         }
-        if (d_squared == 0) return false;
+        if (d_squared == 0 || !std::isfinite(Delta)) return false;  // not finite: tables that are not of `prepare`
         const double lengths = t_.norm[m_ * t_.K + k] + t_.norm[m_ * t_.K + a] + 2 * reach_;
         const double bound = 1.0001 * (double(D) + double(m_) + 6) * V * std::sqrt(d_squared) * lengths;
         if (std::fabs(Delta) > bound) return Delta < 0;
@@ -153,7 +155,7 @@ class TileJudge final : public Judge {
         int64_t best = -1;
         for (int64_t k = 0; k < t_.K; ++k)
             if (!(s[k] > limit) && (best < 0 || contest_.beats(k, best))) best = k;
-        return best;
+        return std::max<int64_t>(best, 0);  // -1 where tables are not of `prepare`
     }
 
   private:
@@ -215,8 +217,10 @@ NotFinite residual_quantize(const Rows& x, const Tables& t, int64_t levels, int 
             load_tile(isa, x, t, first, rows, r.data(), stride, squares, [&](int64_t row) { wrong.push_back(row); });
             judge.first = first;
             const int64_t size = x.dtype == Real::float32 ? 4 : 2, next = first + rows;
-            const Soon soon{static_cast<const char*>(x.data) + next * x.stride * size,
-                            std::min<int64_t>(ROWS, end - next), x.stride * size, t.D * size};
+            Soon soon{};
+            if (next < end)
+                soon = {static_cast<const char*>(x.data) + next * x.stride * size,
+                        std::min<int64_t>(ROWS, end - next), x.stride * size, t.D * size};
             isa.encode_tile(t, r.data(), stride, squares, rows, levels, s.data(), judge, codes + first * levels, soon);
         }
         for (const int64_t row : wrong) {
@@ -311,11 +315,16 @@ void residual_norms(const Rows& x, const uint8_t* codes, const Tables& t, int64_
     });
 }
 
-int64_t decode(const uint8_t* codes, int64_t stride, int64_t N, int64_t levels, const float* codebooks, int64_t K,
-               int64_t D, int threads, float* out) {
+int64_t decode(const uint8_t* codes, int64_t stride, int64_t N, int64_t levels, const float* codebooks, int64_t M,
+               int64_t K, int64_t D, int threads, float* out) {
+    if (N == 0) return 0;
+    const int64_t bytes = N * D * int64_t(sizeof(float));
+    if (overlap(out, bytes, codes, (N - 1) * stride + levels) ||
+        overlap(out, bytes, codebooks, M * K * D * int64_t(sizeof(float))))
+        throw std::invalid_argument("out shares memory with codes or codebooks; pass memory of its own");
     const Kernels& isa = kernels();
     std::atomic<int64_t> wrong{0};
-    const int64_t grain = std::max<int64_t>(64, (1 << 18) / D);
+    const int64_t grain = std::max<int64_t>(64, (1 << 18) / std::max<int64_t>(1, D));
     if (K < 256)
         parallel(N, grain, threads, [&](int64_t begin, int64_t end) {
             int64_t count = 0;

@@ -36,8 +36,9 @@ void residual_norms(const Rows& x, const uint8_t* codes, const Tables& tables, i
                     float* norms);
 
 // out[N, D] = sum of codewords, added level by level in float32. codes[n * stride + m], below K.
-// Returns the number of codes that are not, and writes nothing then.
-int64_t decode(const uint8_t* codes, int64_t stride, int64_t N, int64_t levels, const float* codebooks, int64_t K,
-               int64_t D, int threads, float* out);
+// Returns the number of codes that are not, and writes nothing then. Throws std::invalid_argument where out shares memory
+// with codes or codebooks[M, K, D].
+int64_t decode(const uint8_t* codes, int64_t stride, int64_t N, int64_t levels, const float* codebooks, int64_t M,
+               int64_t K, int64_t D, int threads, float* out);
 
 }  // namespace rvqa

@@ -12,6 +12,14 @@ struct Sparse {
     const Index* indices;
     const Count* data;
     int64_t E, N;
+
+    // Whether row pointers neither decrease nor leave the entries, in rows of fewer than 2^31.
+    bool is_within() const {
+        if (indptr[0] < 0 || indptr[N] > E) return false;
+        for (int64_t n = 0; n < N; ++n)
+            if (indptr[n + 1] < indptr[n] || indptr[n + 1] - indptr[n] >= int64_t(1) << 31) return false;
+        return true;
+    }
 };
 
 }  // namespace rvqa

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+from importlib import import_module
 
 import pytest
 import torch
 
+from rvqa.errors import InputError
 from rvqa.kernels import ops, registry
 from tests.kernels.exact import natural
 
@@ -127,6 +129,52 @@ def test_tables_that_are_none_are_refused():
     for packed in (tables.packed[:-64], torch.zeros(100, dtype=torch.uint8), other):
         with pytest.raises(ValueError, match="no tables"):
             ops.residual_quantize(x, ops.Tables(tables.codebooks_MKD, packed))
+
+
+@pytest.mark.parametrize("fill", [float("nan"), float("inf"), -3e38, 0.0])
+@pytest.mark.parametrize("K", [5, 32, 40])
+def test_no_code_leaves_tables_that_someone_wrote(K, fill):
+    """Of the right sizes, with any values behind: the codes are of no use, and below K."""
+    x, codebooks = natural(50, 3, K, 8)
+    tables = ops.prepare(codebooks)
+    tables.packed[64:].view(torch.float32).fill_(fill)
+    assert int(ops.residual_quantize(x, tables).max()) < K
+
+
+def test_what_is_written_to_is_not_what_is_read():
+    """A row of latents must not become the codes of the next."""
+    memory = torch.zeros(64)
+    codes, tables = memory.view(torch.uint8)[100:104].view(2, 2), ops.prepare(torch.ones(2, 3, 4))
+    for out in (memory[25:33], memory[18:26]):
+        with pytest.raises(InputError, match="out shares memory with codes or codebooks"):
+            ops.decode(codes, tables, out=out.view(2, 4))
+    for out in (memory[26:34], memory[17:25]):
+        assert torch.equal(ops.decode(codes, tables, out=out.view(2, 4)), torch.full((2, 4), 2.0))
+        memory.zero_()
+    with pytest.raises(InputError, match="out shares memory"):
+        ops.decode(codes.clone(), tables, out=tables.codebooks_MKD[0, :2])
+    logits, windows = memory.view(4, 16), torch.tensor([[2, 5, 1]])
+    with pytest.raises(InputError, match="logits share memory with states or windows"):
+        ops.apply_span_mask_(logits, memory.view(torch.int32)[12:16], windows)
+    assert not memory.any()
+
+
+def test_memory_that_is_not_aligned():
+    tables = ops.prepare(torch.ones(2, 3, 4))
+    for dtype in (torch.float32, torch.float16):
+        x = torch.frombuffer(bytearray(33), dtype=dtype, count=8, offset=1).view(2, 4)
+        with pytest.raises(InputError, match="begins between two of its elements"):
+            ops.residual_quantize(x, tables)
+        assert ops.residual_quantize(x.clone(), tables).shape == (2, 2)
+
+
+def test_a_row_of_more_entries_than_can_be_counted():
+    """Nothing but the pointers is read."""
+    indptr, total = torch.tensor([0, 2**31]), torch.empty(1, dtype=torch.float64)
+    parts = (indptr.data_ptr(), 0, "int32", 0, "uint8", 2**33, 1)
+    native = import_module("rvqa._native")
+    assert native.csr_totals(*parts, 0, 9, 1, total.data_ptr()) == -1
+    assert not native.csr_project(*parts, 0, 0, 9, 0, 1e4, 0, 9, 0, 1, 0)
 
 
 def test_a_row_of_the_sparse_matrix_longer_than_a_block():

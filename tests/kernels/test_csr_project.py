@@ -270,10 +270,16 @@ def test_refuses(backend):
         ({"column_map": torch.tensor([0, 1, GENES])}, "column_map has values from 0 to 50"),
         ({"column_map": torch.tensor([0, 1])}, "indices has values from 0 to 4; expected 0 to 1"),
         ({"library_size": torch.tensor([1.0, 0.0])}, "library_size is 0 in row 1"),
+        ({"library_size": torch.tensor([1.0, 0.0]), "data": data.to(torch.uint16)}, "library_size is 0 in row 1"),
+        ({"library_size": torch.tensor([1.0, 0.0]), "data": data.to(torch.uint32)}, "library_size is 0 in row 1"),
+        ({"library_size": torch.tensor([1.0, -0.0])}, "library_size is 0 in row 1"),
+        ({"library_size": torch.zeros(2), "column_map": torch.full((GENES,), -1)}, "library_size is 0 in row 0"),
         ({"library_size": torch.tensor([1.0, -1.0])}, "library_size has 1 values"),
         ({"library_size": torch.ones(3)}, "3 entries for 2 rows"),
         ({"target_sum": 0.0}, "target_sum is 0"),
         ({"target_sum": float("nan")}, "target_sum is nan"),
+        ({"target_sum": "1e4"}, "target_sum is a str"),
+        ({"target_sum": 10**5000}, "target_sum is beyond 64 bits"),
     ]:
         with pytest.raises(ValueError, match=message):
             ops.csr_project(**{**good, **change})

@@ -103,16 +103,19 @@ def test_pointers_that_leave_the_entries(backend, indptr):
         ({"data": torch.ones(3, dtype=torch.int64)}, "dtype int64"),
         ({"data": torch.ones(4)}, "not the parts"),
         ({"indptr": torch.ones(1, 2, dtype=torch.int64)}, "not the parts"),
+        ({"columns": -1}, "columns is -1"),
+        ({"columns": 7.0}, "columns is a float"),
+        ({"columns": 2**70}, "columns is beyond 64 bits"),
+        ({"data": torch.ones(3).to_sparse()}, "layout torch.sparse_coo"),
         ({"known": torch.ones(7)}, "known has dtype float32"),
         ({"known": torch.ones(6, dtype=torch.bool)}, "for 7 columns"),
     ],
 )
 def test_wrong_arguments(change, message):
     given = {"indptr": torch.tensor([0, 3]), "indices": torch.zeros(3, dtype=torch.int32), "data": torch.ones(3)}
-    known = change.pop("known", None)
-    given |= change
+    given |= {"columns": 7, "known": None} | change
     with pytest.raises(InputError, match=message):
-        ops.csr_totals(*given.values(), columns=7, known=known)
+        ops.csr_totals(**given)
 
 
 def test_a_matrix_without_columns(backend):

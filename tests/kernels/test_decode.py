@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rvqa.errors import InputError
 from rvqa.kernels import ops
 from tests.kernels.exact import natural
 
@@ -61,6 +62,30 @@ def test_into_memory_that_is_there(backend):
             ops.decode(codes, tables, out=wrong)
     with pytest.raises(ValueError, match="not below K=8"):
         ops.decode(codes + 8, tables, out=out)
+
+
+def test_into_memory_that_holds_a_sign(backend):
+    out = torch.view_as_complex(torch.zeros(2, 4, 2)).conj().imag
+    with pytest.raises(InputError, match="out is a negative view"):
+        ops.decode(torch.zeros(2, 2, dtype=torch.uint8), ops.prepare(torch.ones(2, 3, 4)), out=out)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_layer_without_outputs(backend, levels):
+    tables = ops.fold(ops.prepare(torch.ones(3, 5, 2)), torch.ones(0, 2), torch.ones(0))
+    codes = torch.zeros(4, 3, dtype=torch.uint8)
+    assert ops.decode(codes, tables, levels).shape == (4, 0)
+    with pytest.raises(InputError, match="D >= 1"):
+        ops.residual_quantize(torch.ones(4, 0), tables)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8])
+def test_the_operator_takes_no_other_codebooks(backend, dtype):
+    codes, codebooks = torch.zeros(4, 3, dtype=torch.uint8), torch.ones(3, 5, 2, dtype=dtype)
+    with pytest.raises(InputError, match="codebooks has dtype"):
+        torch.ops.rvqa.decode(codes, codebooks, 3)
+    with pytest.raises(InputError, match="codebooks has dtype"):
+        ops.decode(codes, ops.Tables(codebooks, torch.zeros(0, dtype=torch.uint8)))
 
 
 def test_refuses(backend):
