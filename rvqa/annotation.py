@@ -21,6 +21,7 @@ from anndata import AnnData
 from tqdm import tqdm
 
 from rvqa.atlas.keys import Keys, copied, require_copy, require_free
+from rvqa.atlas.memory import limited
 from rvqa.codes import cell_codes, code_arrays, code_names, codes_of_file, copy_of, in_memory
 from rvqa.errors import InputError
 from rvqa.grammar import Rule
@@ -45,6 +46,7 @@ def annotate(
     reasoning: int = 0,
     resume: str | Path | None = None,
     force: bool = False,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> AnnData | None:
     """Annotate cells with cell types.
@@ -73,6 +75,8 @@ def annotate(
         call goes on from it.
     force
         Replace an output that exists.
+    memory
+        Most memory that reading a file may take, as for `rvqa.encode`.
     progress
         Show a progress bar.
 
@@ -121,21 +125,24 @@ def annotate(
         obsm |= code_arrays(model.cell_tokenizer, codes_NM, key_added)
         return Keys(obs, obsm, {"coverage": coverage, "model": model.source, "labels": chosen}, key_added)
 
-    reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
-    if out is not None:
-        if isinstance(adata, AnnData) or copy or key_added != "rvqa":
-            raise InputError("out is for the path of a file, without copy and key_added. Write an AnnData yourself.")
-        path, target = Path(adata), require_copy(adata, out, force=force)
-        with copied(path, target) as root:
-            keys_of(*codes_of_file(path, model.cell_tokenizer, **reading)).add_to_file(root)
-        return None
-    given = in_memory(adata, layer=layer)
-    taken = {"obs": [f"{key_added}_{name}" for name in (*COLUMNS, *(["reasoning"] if reasoning else []))]}
-    require_free(given, key_added, taken | {"obsm": [f"{key_added}_probabilities", *code_names(key_added)]})
-    keys = keys_of(*cell_codes(given, model.cell_tokenizer, **reading))
-    target_cells = copy_of(given) if copy and given is adata else given
-    keys.add_to(target_cells)
-    return target_cells if copy or given is not adata else None
+    with limited(memory):
+        reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
+        if out is not None:
+            if isinstance(adata, AnnData) or copy or key_added != "rvqa":
+                raise InputError(
+                    "out is for the path of a file, without copy and key_added. Write an AnnData yourself."
+                )
+            path, target = Path(adata), require_copy(adata, out, force=force)
+            with copied(path, target) as root:
+                keys_of(*codes_of_file(path, model.cell_tokenizer, **reading)).add_to_file(root)
+            return None
+        given = in_memory(adata, layer=layer)
+        taken = {"obs": [f"{key_added}_{name}" for name in (*COLUMNS, *(["reasoning"] if reasoning else []))]}
+        require_free(given, key_added, taken | {"obsm": [f"{key_added}_probabilities", *code_names(key_added)]})
+        keys = keys_of(*cell_codes(given, model.cell_tokenizer, **reading))
+        target_cells = copy_of(given) if copy and given is adata else given
+        keys.add_to(target_cells)
+        return target_cells if copy or given is not adata else None
 
 
 COLUMNS = ("cell_type", "confidence", "alternative", "ontology_id")

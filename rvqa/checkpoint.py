@@ -1,6 +1,5 @@
 """Files of a model, read with a clear word on what is wrong: JSON of known keys, tensors that must be there."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rvqa.errors import InputError
+from rvqa.json_text import kind, object_in, shown
 
 REPAIR = "Copy the model again, or fit a new one."
 """Next step for a model that is damaged."""
@@ -17,7 +17,11 @@ REPAIR = "Copy the model again, or fit a new one."
 OTHER_VERSION = "Fit the model again, or install the rvqa it was made with."
 """Next step for a model of another format."""
 
-_KINDS = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "an object"}
+LONGEST_NAME = 1000
+"""Characters of a name in a model's files: of a cell type, a perturbation, an ontology id."""
+
+LARGEST_VALUE = 1e6
+"""Largest absolute value in a cell tokenizer: sums of products of such values stay finite in float32."""
 
 
 def read_json(path: Path, keys: Mapping[str, type] | None = None) -> dict[str, Any]:
@@ -33,29 +37,24 @@ def read_json(path: Path, keys: Mapping[str, type] | None = None) -> dict[str, A
     Raises
     ------
     InputError
-        No such file, no JSON, no object, a missing key or a value of another type.
+        No such file, no JSON, no object, a missing key or a value of another type; see `rvqa.json_text`.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is missing. {REPAIR}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {str(error)[:120]}. {REPAIR}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds {_kind(values)}; expected an object. {REPAIR}")
-    for key, kind in (keys or {}).items():
-        if key not in values:
-            raise InputError(f"{path} has no {key!r}. {REPAIR}")
-        if not isinstance(values[key], (int, float) if kind is float else kind) or isinstance(values[key], bool):
-            raise InputError(f"{path}: {key!r} is {_kind(values[key])}; expected {_KINDS[kind]}. {REPAIR}")
-    return values
+    return object_in(path, REPAIR, keys)
 
 
-def require_texts(path: Path, key: str, values: Iterable[Any]) -> None:
-    """Refuse what is not text among the values of a key."""
+def require_names(path: Path, key: str, values: Iterable[Any], *, once: bool = True) -> None:
+    """Refuse what is not a name among the values of a key: text of 1 to `LONGEST_NAME` characters, each `once`."""
+    seen = set()
     for value in values:
         if not isinstance(value, str):
-            raise InputError(f"{path}: {key!r} holds {_kind(value)}; expected text alone. {REPAIR}")
+            raise InputError(f"{path}: {key!r} holds {kind(value)}; expected text alone. {REPAIR}")
+        if not 1 <= len(value) <= LONGEST_NAME:
+            raise InputError(
+                f"{path}: {key!r} holds a text of {len(value):,} characters; expected 1 to {LONGEST_NAME:,}. {REPAIR}"
+            )
+        if once and value in seen:
+            raise InputError(f"{path}: {key!r} holds {value[:80]!r} twice. {REPAIR}")
+        seen.add(value)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -101,17 +100,21 @@ def require_same_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapp
         By name; the values do not matter and may be on the meta device.
     """
     for name in sorted(set(found) ^ set(expected)):
-        seen = f"lacks the tensor {name!r}" if name in expected else f"holds a tensor {name!r} that does not belong"
+        seen = (
+            f"lacks the tensor {shown(name)}"
+            if name in expected
+            else f"holds a tensor {shown(name)} that does not belong"
+        )
         raise InputError(f"{path} {seen}. {REPAIR}")
     for name, wanted in expected.items():
         given = found[name]
         if given.shape != wanted.shape:
             raise InputError(
-                f"{path}: {name!r} has shape {list(given.shape)} and does not fit its config, which makes it "
+                f"{path}: {shown(name)} has shape {list(given.shape)} and does not fit its config, which makes it "
                 f"{list(wanted.shape)}. {REPAIR}"
             )
         if given.dtype != wanted.dtype:
-            raise InputError(f"{path}: {name!r} holds {_dtype(given)}; expected {_dtype(wanted)}. {REPAIR}")
+            raise InputError(f"{path}: {shown(name)} holds {_dtype(given)}; expected {_dtype(wanted)}. {REPAIR}")
     require_finite(path, found)
 
 
@@ -120,14 +123,8 @@ def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if n_broken := tensor.numel() - int(torch.isfinite(tensor).sum()):
             raise InputError(
-                f"{path}: {name!r} holds NaN or infinite values ({n_broken:,} of {tensor.numel():,}). {REPAIR}"
+                f"{path}: {shown(name)} holds NaN or infinite values ({n_broken:,} of {tensor.numel():,}). {REPAIR}"
             )
-
-
-def _kind(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return _KINDS[type(value)]
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -4,8 +4,10 @@ Exit codes: 0 fine; 2 wrong use or input, also no permission or a full disk; 3 a
 answering; 1 stopped (Ctrl-C), or a fault of rvqa.
 """
 
+import errno
 import json
 import math
+import os
 import signal
 import sys
 import traceback
@@ -19,7 +21,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 import rvqa
-from rvqa.errors import EngineError, InputError, about
+from rvqa.errors import EngineError, InputError, about, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +33,7 @@ app = typer.Typer(
 
 def _version(*, asked: bool) -> None:
     if asked:
-        print(f"rvqa {rvqa.__version__}")
+        _print(f"rvqa {rvqa.__version__}")
         raise typer.Exit
 
 
@@ -76,6 +78,23 @@ EngineOption = Annotated[
     str,
     typer.Option("--engine", help="What runs the language model: hf, vllm, or a server's address, http://host:8000."),
 ]
+
+
+def _limited(context: typer.Context, memory: str | None) -> None:
+    from rvqa.atlas.memory import limited
+
+    context.with_resource(limited(memory))
+
+
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Most memory that reading files may take, in MiB or as 4G. Default: three quarters of the machine's.",
+        callback=_limited,
+        expose_value=False,
+    ),
+]
 ReportOut = Annotated[
     Path | None, typer.Option("--report", help="Page of figures and tables to write as well (.html).")
 ]
@@ -98,6 +117,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    memory: Memory = None,
     recover: Recover = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -126,8 +146,8 @@ def fit(
     model.save_pretrained(output, force=force)
     for reference in model.card.training["references"]:
         _print_places(reference["name"], reference)
-    print(model.card.training["genes"])
-    print(f"{output}: {len(model.card.labels)} labels, {len(model.card.perturbations)} perturbations")
+    _print(model.card.training["genes"])
+    _print(f"{output}: {len(model.card.labels)} labels, {len(model.card.perturbations)} perturbations")
 
 
 @app.command("fit-tokenizer")
@@ -196,7 +216,7 @@ def fit_tokenizer(
     else:
         for name, file in facts["files"].items():
             _print_places(name, file)
-        print(
+        _print(
             f"{output}: {facts['genes']:,} genes, {facts['cells']['fit']:,} cells fitted in "
             f"{facts['fit_seconds']:.0f} s, {facts['peak_memory_gib']:.1f} GiB at most"
         )
@@ -235,7 +255,7 @@ def evaluate_tokenizer(
 
     def say(what: str) -> None:
         if not quiet:
-            print(f"rvqa: {what}", file=sys.stderr)
+            _print(f"rvqa: {what}", file=sys.stderr)
 
     result = evaluate_directory(
         model,
@@ -256,7 +276,7 @@ def evaluate_tokenizer(
     if as_json:
         _print_json(result)
     else:
-        print(text(result))
+        _print(text(result))
 
 
 @app.command()
@@ -286,6 +306,7 @@ def encode(
     ] = False,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    memory: Memory = None,
     recover: Recover = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -317,7 +338,7 @@ def encode(
             **reading,
         )
         _print_coverage(keys.facts["coverage"])
-        print(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
+        _print(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
         return
     from rvqa.atlas.cluster import local_cluster
     from rvqa.atlas.outputs import require_output
@@ -345,7 +366,7 @@ def encode(
             append=append,
             device=device,
             progress=shown,
-            say=lambda text: None if quiet else print(f"rvqa: {text}", file=sys.stderr),
+            say=lambda text: None if quiet else _print(f"rvqa: {text}", file=sys.stderr),
             model=str(model),
         )
     if as_json:
@@ -353,7 +374,7 @@ def encode(
         return
     for name, report in facts["coverage"].items():
         _print_coverage(report, "" if len(facts["coverage"]) == 1 else name)
-    print(f"{output}: codes of {facts['cells']:,} cells")
+    _print(f"{output}: codes of {facts['cells']:,} cells")
 
 
 @app.command()
@@ -389,7 +410,7 @@ def decode(
     decoded = AnnData(X=expression, obs=storable(adata.obs), var=pd.DataFrame(index=names))
     decoded.uns["rvqa"] = {"version": rvqa.__version__, "model": loaded.source, "X": "expected counts per 10,000"}
     write_h5ad(decoded, output, force=force)
-    print(f"{output}: {decoded.n_obs:,} cells x {decoded.n_vars:,} genes")
+    _print(f"{output}: {decoded.n_obs:,} cells x {decoded.n_vars:,} genes")
 
 
 @app.command()
@@ -410,6 +431,7 @@ def annotate(
     ] = None,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    memory: Memory = None,
     recover: Recover = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -462,7 +484,7 @@ def annotate(
         )
     for name, count in adata.obs["rvqa_cell_type"].value_counts().items():
         confidence = adata.obs["rvqa_confidence"][adata.obs["rvqa_cell_type"] == name].median()
-        print(f"{name:30s} {count:8,d} cells  median confidence {confidence:.2f}")
+        _print(f"{name:30s} {count:8,d} cells  median confidence {confidence:.2f}")
 
 
 @app.command()
@@ -480,6 +502,7 @@ def perturb(
     report: ReportOut = None,
     layer: Layer = None,
     library_size_key: LibrarySize = None,
+    memory: Memory = None,
     recover: Recover = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -526,7 +549,7 @@ def perturb(
         perturbation_report(
             adata, predicted, loaded, report, title=title, command=command, force=force, **columns, **reading
         )
-    print(f"{output}: {predicted.n_obs:,} predicted cells x {predicted.n_vars:,} genes under {perturbation}")
+    _print(f"{output}: {predicted.n_obs:,} predicted cells x {predicted.n_vars:,} genes under {perturbation}")
 
 
 @app.command()
@@ -555,9 +578,14 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(facts)
     else:
-        print(text(facts))
+        _print(text(facts))
     if facts["problems"]:
         sys.exit(1)
+
+
+def _print(text: object, *, file: TextIO | None = None) -> None:
+    """Print text that may hold names out of files: as text, whatever is in it."""
+    print(printable(text), file=file)
 
 
 def _one_line(
@@ -570,7 +598,7 @@ def _one_line(
 ) -> None:
     """Print our own warnings as a sentence, others with their kind."""
     kind = "" if category.__module__.startswith("rvqa") else f" ({category.__name__})"
-    print(f"rvqa: warning{kind}: {message}", file=sys.stderr)
+    _print(f"rvqa: warning{kind}: {message}", file=sys.stderr)
 
 
 def _print_json(value: Any) -> None:
@@ -583,7 +611,7 @@ def _print_json(value: Any) -> None:
             return [plain(each) for each in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    print(json.dumps(plain(value), allow_nan=False))
+    _print(json.dumps(plain(value), allow_nan=False))
 
 
 @contextmanager
@@ -605,9 +633,9 @@ def _print_coverage(report: Mapping[str, Any], name: str = "") -> None:
     """Print one line on how the genes of a file met those of the model, and where its counts were if not in X."""
     from rvqa.genes import coverage_sentence
 
-    print(f"{name or 'genes'}: {coverage_sentence(report)}")
+    _print(f"{name or 'genes'}: {coverage_sentence(report)}")
     if report.get("counts_from", "X") != "X":
-        print(f"{f'{name} ' if name else ''}counts: from {report['counts_from']}")
+        _print(f"{f'{name} ' if name else ''}counts: from {report['counts_from']}")
 
 
 def _print_places(name: str, file: Mapping[str, Any]) -> None:
@@ -617,7 +645,7 @@ def _print_places(name: str, file: Mapping[str, Any]) -> None:
     said = [f"counts from {file['counts_from']}"] * (file["counts_from"] != "X")
     said += [left_out_sentence(file["left_out"])] * bool(file["left_out"])
     if said:
-        print(f"{name}: {'; '.join(said)}")
+        _print(f"{name}: {'; '.join(said)}")
 
 
 class _Stopped(BaseException):
@@ -637,25 +665,43 @@ def _written() -> str:
     return " ".join([*said, *([f"the same command goes on from {folders}."] if folders else [])])
 
 
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Say in one sentence that what is printed is sent to a disk that is full."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
+        raise InputError(
+            "What is printed cannot be written: the disk is full. Send standard output to another place."
+        ) from error
+
+
 def main() -> None:
     """Run the command line; input errors become one sentence and exit code 2."""
     warnings.showwarning = _one_line
     earlier = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app()
+        with _standard_output():
+            app()
     except InputError as error:
-        print(f"rvqa: {error}", file=sys.stderr)
+        _print(f"rvqa: {error}", file=sys.stderr)
         sys.exit(2)
     except EngineError as error:
-        print(f"rvqa: {error}", file=sys.stderr)
+        _print(f"rvqa: {error}", file=sys.stderr)
         sys.exit(3)
     except _Stopped:
         bar = "\n" if sys.stderr.isatty() else ""  # a progress bar stands on the line
-        print(f"{bar}rvqa: Stopped; {_written()}", file=sys.stderr)
+        _print(f"{bar}rvqa: Stopped; {_written()}", file=sys.stderr)
         sys.exit(1)
     except Exception:
         traceback.print_exc()
-        print("rvqa: This is a fault of rvqa. Please report it to its authors with the lines above.", file=sys.stderr)
+        _print("rvqa: This is a fault of rvqa. Please report it to its authors with the lines above.", file=sys.stderr)
         sys.exit(1)
     finally:
         for each, handler in earlier.items():

@@ -3,7 +3,6 @@
 N cells, M levels (8), D latent width, G genes of the model's axis.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,12 @@ from anndata import AnnData
 
 from rvqa import counts as counting
 from rvqa.atlas.keys import Keys, copied, require_copy, require_free
+from rvqa.atlas.memory import limited
 from rvqa.atlas.sources import Layers, layer_of, read_cells
 from rvqa.errors import InputError, about
 from rvqa.genes import GeneAlignment, align, refuse_transposed
 from rvqa.model import Model
+from rvqa.temporaries import scratch_folder
 from rvqa.tokenizer import CellTokenizer
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def encode(
     in_place: bool = False,
     append: bool = False,
     device: str = "cpu",
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> "AnnData | Codes | None":
     """Tokenize cells: raw counts to 8 residual codes each, in memory or, with `out`, in files of any size.
@@ -81,6 +83,9 @@ def encode(
         `dask.distributed.Client` or address of a scheduler whose workers do the work; replace an output that exists;
         write codes into the `.h5ad` file that is read, by copy and rename; add the cells to those of an output that
         exists, as if all had been encoded in one run; "cpu" or "cuda"; show progress.
+    memory
+        Most memory that reading a file may take, in MiB or as "4G"; by default three quarters of the machine's. What
+        would take more is refused, with both numbers.
 
     Returns
     -------
@@ -104,43 +109,44 @@ def encode(
     >>> rvqa.encode(adata, model)  # doctest: +SKIP
     >>> sc.pp.neighbors(adata, use_rep="X_rvqa")  # doctest: +SKIP
     """
-    tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
-    source = getattr(model, "source", "")
-    reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
-    if out is not None:
-        if copy or key_added != "rvqa":
-            raise InputError("copy and key_added are for cells in memory: leave out= away.")
-        if recover or recon_error:
-            encode_in_memory(adata, tokenizer, out, recon_error=recon_error, source=source, force=force, **reading)
-            return None
-        from rvqa.atlas.codes import open_codes
-        from rvqa.atlas.progress import Progress
-        from rvqa.atlas.run import Settings, encode_files
+    with limited(memory):
+        tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
+        source = getattr(model, "source", "")
+        reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
+        if out is not None:
+            if copy or key_added != "rvqa":
+                raise InputError("copy and key_added are for cells in memory: leave out= away.")
+            if recover or recon_error:
+                encode_in_memory(adata, tokenizer, out, recon_error=recon_error, source=source, force=force, **reading)
+                return None
+            from rvqa.atlas.codes import open_codes
+            from rvqa.atlas.progress import Progress
+            from rvqa.atlas.run import Settings, encode_files
 
-        settings = Settings(layer, library_size_key, tuple(obs))
-        with Progress(show=progress) as shown:
-            encode_files(
-                adata,
-                tokenizer,
-                out,
-                settings=settings,
-                threads=threads,
-                cluster=cluster,
-                force=force,
-                in_place=in_place,
-                append=append,
-                device=device,
-                progress=shown,
-                model=source,
-            )
-        return None if Path(out).suffix == ".h5ad" else open_codes(out)
-    given = in_memory(adata, layer=layer)
-    obs_names = [f"{key_added}_recon_error"] if recon_error else []
-    require_free(given, key_added, {"obs": obs_names, "obsm": code_names(key_added)})
-    keys = code_keys(given, tokenizer, recon_error=recon_error, source=source, key_added=key_added, **reading)
-    target = copy_of(given) if copy and given is adata else given
-    keys.add_to(target)
-    return target if copy or given is not adata else None
+            settings = Settings(layer, library_size_key, tuple(obs))
+            with Progress(show=progress) as shown:
+                encode_files(
+                    adata,
+                    tokenizer,
+                    out,
+                    settings=settings,
+                    threads=threads,
+                    cluster=cluster,
+                    force=force,
+                    in_place=in_place,
+                    append=append,
+                    device=device,
+                    progress=shown,
+                    model=source,
+                )
+            return None if Path(out).suffix == ".h5ad" else open_codes(out)
+        given = in_memory(adata, layer=layer)
+        obs_names = [f"{key_added}_recon_error"] if recon_error else []
+        require_free(given, key_added, {"obs": obs_names, "obsm": code_names(key_added)})
+        keys = code_keys(given, tokenizer, recon_error=recon_error, source=source, key_added=key_added, **reading)
+        target = copy_of(given) if copy and given is adata else given
+        keys.add_to(target)
+        return target if copy or given is not adata else None
 
 
 def encode_in_memory(
@@ -168,11 +174,10 @@ def encode_in_memory(
         )
     target = require_copy(path, out, force=force)
     own = {**reading, "layer": layer_of(reading["layer"], path)}
-    with about(path):
+    with about(path), copied(Path(path), target) as root:
         adata = read_cells(path, layer=own["layer"])
-        with copied(Path(path), target) as root:
-            keys = code_keys(adata, tokenizer, recon_error=recon_error, source=source, **own)
-            keys.add_to_file(root)
+        keys = code_keys(adata, tokenizer, recon_error=recon_error, source=source, **own)
+        keys.add_to_file(root)
     return keys
 
 
@@ -313,9 +318,9 @@ def codes_of_file(
     from rvqa.atlas.run import Encoder, Settings, default_threads, encode_tasks
 
     parts: list[np.ndarray] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         settings = Settings(layer, library_size_key)
-        encoder = Encoder([path], tokenizer, settings, device="cpu", scratch=Path(scratch))
+        encoder = Encoder([path], tokenizer, settings, device="cpu", scratch=scratch)
         encode_tasks(
             encoder, encoder.tasks(), lambda task, codes, table: parts.append(codes), threads=default_threads()
         )

@@ -33,6 +33,11 @@ def about(name: object) -> Iterator[None]:
         yield
     except InputError as error:
         text, file = str(error), Path(str(name)).name
-        if text.startswith(str(name)):
+        if text.startswith(str(name)) or Path(text.partition(": ")[0]).name == str(name):
             raise
         raise InputError(f"{name}: {text.removeprefix(f'{file}: ')}") from error
+
+
+def printable(text: object) -> str:
+    """Text with its control characters written out: a terminal acts on those that a file's names may hold."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in str(text))

@@ -9,16 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from zlib import error as ZlibError
 
 import h5py
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata._io.specs.registry import IORegistryError
+from anndata.io import write_elem
 from isal.igzip_lib import IsalError
-from safetensors import SafetensorError
 
+from rvqa.checked_hdf5 import hdf5_file
 from rvqa.errors import InputError, InputWarning
 from rvqa.obs import nearest
+from rvqa.temporaries import folder_beside, follow_umask, remove_dead, set_aside
 
 written: list[Path] = []
 """Outputs that stand complete under their final names, in this process."""
@@ -46,7 +50,7 @@ HDF5_SUFFIXES = (".h5ad", ".h5mu", ".h5")
 # What anndata and h5py raise where a file is not what they expect; each was seen on damaged files.
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError),
-    *(IORegistryError, cast(type[Exception], IsalError)),
+    *(EOFError, OverflowError, MemoryError, ZlibError, IORegistryError, cast(type[Exception], IsalError)),
 )
 
 
@@ -168,13 +172,13 @@ def require_writable(path: str | Path, *, force: bool, suffix: str = ".h5ad", in
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse a folder that is not there or that nothing can be written in."""
+    """Refuse a folder that is not there or that nothing can be written in; remove what killed runs left in it."""
     if not os.path.isdir(folder):
         if os.path.exists(folder):
             raise InputError(f"{folder} is not a folder. Choose another place for the output.")
         raise InputError(f"The folder {folder} does not exist. Make it first.")
     with writing(folder), tempfile.TemporaryFile(dir=folder):
-        pass
+        remove_dead(folder)
 
 
 @contextmanager
@@ -188,7 +192,9 @@ def writing(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more special
         reason = _REFUSED.get(_system_code(error))
         if reason is None:
             raise
@@ -198,7 +204,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def _system_code(error: BaseException) -> int:
-    """Return the system's number of an error, also where h5py or safetensors only have it in their text; else 0."""
+    """Return the system's number of an error, also where libraries only have it in their text; else 0."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     found = _ERRNO.search(str(error))
@@ -207,7 +213,7 @@ def _system_code(error: BaseException) -> int:
 
 @contextmanager
 def whole_file(file: Path, *, output: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside a file to write to; it takes the file's name if the block ends well.
+    """Give a path to write a file to; it takes its place if the block ends well, with the mode that the umask gives.
 
     `output` is False for a file on the way to one.
 
@@ -218,23 +224,39 @@ def whole_file(file: Path, *, output: bool = True) -> Iterator[Path]:
     """
     with writing(file):
         place = Path(os.path.realpath(file))  # behind a link
-        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=file.suffix, dir=place.parent)
-        os.close(handle)
-        scratch = Path(name)
-        try:
-            yield scratch
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(scratch, 0o666 & ~mask)  # mkstemp made it private
-            os.replace(scratch, place)
+        with folder_beside(place) as folder:
+            yield folder / place.name
+            follow_umask(folder)
+            os.replace(folder / place.name, place)
             if output:
                 written.append(file)
-        finally:
-            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path, *, output: bool = True) -> Iterator[Path]:
+    """Give a name to write a directory under; it takes the place of `path`, whole, when the block is done.
+
+    An earlier one is set aside, not deleted, until the new one stands in its place. `output` as for `whole_file`.
+
+    Raises
+    ------
+    InputError
+        No permission, or no space.
+    """
+    with writing(path):
+        place = Path(os.path.realpath(path))
+        with folder_beside(place) as folder:
+            yield folder / place.name
+            follow_umask(folder)
+            if place.exists():
+                set_aside(place, folder)
+            os.replace(folder / place.name, place)
+            if output:
+                written.append(path)
 
 
 def write_h5ad(adata: AnnData, path: str | Path, *, force: bool) -> None:
-    """Write an `.h5ad` file under a temporary name beside it, then rename: no reader ever sees half a file.
+    """Write an `.h5ad` file, whole or not at all.
 
     Raises
     ------
@@ -242,4 +264,20 @@ def write_h5ad(adata: AnnData, path: str | Path, *, force: bool) -> None:
         As for `require_writable`; no permission, or no space.
     """
     with whole_file(require_writable(path, force=force)) as scratch:
-        adata.write_h5ad(scratch, compression="gzip")
+        write_anndata(adata, scratch)
+
+
+def write_anndata(adata: AnnData, path: Path) -> None:
+    """Write an AnnData as `adata.write_h5ad(path, compression="gzip")` does, but for a full disk."""
+    adata.strings_to_categoricals()
+    if adata.raw is not None:
+        adata.strings_to_categoricals(adata.raw.var)
+    with hdf5_file(path, "w") as file:
+        write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `np.save` does, which does not tell a full disk from other errors."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)

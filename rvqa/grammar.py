@@ -38,6 +38,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from rvqa.errors import InputError
+from rvqa.json_text import shown
 from rvqa.kernels import ops, reference
 from rvqa.vocabulary import CellVocabulary
 
@@ -58,7 +59,8 @@ ABSENT = -2
 ANY_CELLS, CHOICE = -1, -2
 
 _MOST_CELLS = 2**40
-_MOST_CHOICES = 2**18  # choices times bytes of the longest; they come from strangers
+# What strangers may ask for: choices, and choices times bytes of the longest.
+_MOST_CHOICES, _MOST_BYTES = 2**10, 2**16
 
 _OUTSIDE = -1  # in the table: the state outside a span, which the mode decides
 
@@ -82,28 +84,30 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise InputError(f"There is no mode {self.mode!r}; expected one of {', '.join(get_args(Mode))}.")
+            raise InputError(f"There is no mode {shown(self.mode)}; expected one of {', '.join(get_args(Mode))}.")
         if (self.n_cells is not None) != (self.mode == "n_cells") or (self.choices is not None) != (
             self.mode == "choice"
         ):
             raise InputError(
-                f"Mode {self.mode!r} came with n_cells={self.n_cells} and choices={self.choices}; n_cells goes with "
-                'mode "n_cells", choices with mode "choice".'
+                f"Mode {self.mode!r} came with n_cells={shown(self.n_cells)} and choices={shown(self.choices)}; "
+                'n_cells goes with mode "n_cells", choices with mode "choice".'
             )
         n = self.n_cells
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_CELLS):
-            raise InputError(f"n_cells is {n!r}; expected a whole number of cells, 1 or more.")
+            raise InputError(f"n_cells is {shown(n)}; expected a whole number of cells, 1 or more.")
         if self.choices is not None:
             texts = self.choices
+            if len(texts) > _MOST_CHOICES:
+                raise InputError(f"There are {len(texts):,} choices; expected at most {_MOST_CHOICES:,}.")
             if not texts or not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
-                raise InputError(f"choices are {str(texts)[:200]}; expected texts, each different and none empty.")
+                raise InputError(f"choices are {shown(texts)}; expected texts, each different and none empty.")
             try:
                 longest = max(len(text.encode()) for text in texts)
             except UnicodeEncodeError as error:
                 raise InputError(f"choices cannot be written as UTF-8: {error}.") from error
-            if len(texts) * longest > _MOST_CHOICES:
+            if len(texts) * longest > _MOST_BYTES:
                 raise InputError(
-                    f"There are {len(texts):,} choices of up to {longest:,} bytes; expected at most {_MOST_CHOICES:,} "
+                    f"There are {len(texts):,} choices of up to {longest:,} bytes; expected at most {_MOST_BYTES:,} "
                     "bytes as number times longest."
                 )
 
@@ -120,10 +124,10 @@ class Rule:
         known = ("rvqa_mode", "rvqa_n_cells", "rvqa_choices")
         odd = sorted(set(ours) - set(known))
         if odd:
-            raise InputError(f"There is no option {odd[0]!r}; expected {', '.join(known)}.")
+            raise InputError(f"There is no option {shown(odd[0])}; expected {', '.join(known)}.")
         choices = ours.get("rvqa_choices")
         if choices is not None and not isinstance(choices, list | tuple):
-            raise InputError(f"rvqa_choices is {choices!r}; expected a list of texts.")
+            raise InputError(f"rvqa_choices is {shown(choices)}; expected a list of texts.")
         return cls(
             ours.get("rvqa_mode", "free"),
             ours.get("rvqa_n_cells"),

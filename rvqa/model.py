@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,14 +24,30 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 import rvqa
-from rvqa.checkpoint import OTHER_VERSION, REPAIR, dtypes, read_json, require_finite, require_texts, shapes
+from rvqa.checkpoint import OTHER_VERSION, REPAIR, dtypes, read_json, require_finite, require_names, shapes
 from rvqa.errors import InputError, about
-from rvqa.files import require_folder, sentence, writing, written
+from rvqa.files import require_folder, sentence, whole_directory
+from rvqa.json_text import LARGEST, shown
 from rvqa.prompts import PromptEncoder
 from rvqa.tokenizer import CellTokenizer
 from rvqa.vocabulary import CellVocabulary, require_rows
 
 FORMAT_VERSION = 1
+
+COLDEST, HOTTEST = 0.01, 100.0
+"""Temperatures that probabilities can be read at; a fit ends between 0.2 and 5."""
+
+MOST_PARTS = 2**17
+"""Most layers, heads, experts or labels that a config may ask for: libraries make lists of that length."""
+
+_COUNTS = re.compile(r"layer|head|expert|label|(^|_)(num|n)_")
+"""Fields of a config that say how many; `pad_token_id` is none of them."""
+
+BUFFERS = 2**26
+"""Numbers that a model may make for itself, such as masks, besides twice those that are stored."""
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Types of weights."""
 
 # What transformers raises for a directory that holds no model it can build; each was seen on an altered config.json.
 NO_MODEL = (
@@ -131,35 +147,6 @@ class Model:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """Give a name to write a directory under; it takes the place of `path`, whole, when the block is done.
-
-    An earlier one is set aside, not deleted, until the new one stands in its place.
-    """
-    with writing(path), folder_beside(path) as scratch:
-        whole = scratch / path.name
-        yield whole
-        if path.exists():
-            path.replace(scratch / "earlier")
-        whole.replace(path)
-        written.append(path)
-
-
-@contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Give a temporary folder where `path` will stand, making the folders above it; gone again if the block fails."""
-    above = [folder for folder in path.absolute().parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-            yield Path(scratch)
-    finally:
-        for folder in above:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-
-
-@contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and reports of transformers for reading and writing weights; as they were afterwards."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
@@ -176,22 +163,39 @@ def quiet_transformers() -> Iterator[None]:
 def require_new_directory(directory: str | Path, *, force: bool, kind: str = "model", mark: str = "rvqa.json") -> Path:
     """Refuse an output directory that exists, unless it is empty, or `force` is set and it holds what `mark` is of.
 
+    One that holds anything else beside it is refused as well: all of it would be gone.
+
     Raises
     ------
     InputError
         Says what to do.
     """
     path = Path(directory)
+    above = path.absolute().parent
+    while not os.path.exists(above):  # made on the way
+        above = above.parent
+    require_folder(above)
     empty = os.path.isdir(path) and not any(path.iterdir())
     earlier = (path / mark).is_file() and (mark == "rvqa.json" or not (path / "rvqa.json").exists())
     if os.path.exists(path) and not empty and not (force and earlier):
         hint = "" if force else f", or pass --force (force=True) to replace an earlier {kind}"
         raise InputError(f"{path} exists. Choose a new directory{hint}.")
-    above = path.absolute().parent
-    while not os.path.exists(above):  # made on the way
-        above = above.parent
-    require_folder(above)
+    inside = [each.relative_to(path).as_posix() for each in sorted(path.rglob("*")) if earlier]
+    if foreign := [name for name in inside if not _OF_A_MODEL.fullmatch(name)]:
+        raise InputError(
+            f"{path / foreign[0]} is no part of the {kind} {path}, which is to be replaced. Move it away, or choose "
+            "another directory."
+        )
     return path
+
+
+_OF_A_MODEL = re.compile(
+    r"(rvqa|fit|config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"|processor_config|preprocessor_config|chat_template)\.json"
+    r"|model.*\.safetensors(\.index\.json)?|genes\.parquet|split\.parquet|vocab\.txt|merges\.txt"
+    r"|(additional_chat_templates(/.*)?)|.*\.(jinja|model)|cell_tokenizer(/(config\.json|model\.safetensors|genes\.parquet))?"
+)
+"""Files that rvqa, or transformers for it, writes into a directory of a model or a tokenizer."""
 
 
 def load(directory: str | Path, *, weights: bool = True) -> Model:
@@ -238,7 +242,7 @@ def load(directory: str | Path, *, weights: bool = True) -> Model:
         PromptEncoder(text_tokenizer, vocabulary)  # refuses a tokenizer without an end token
     if asdict(vocabulary) != card["vocabulary"]:
         raise InputError(
-            f"{path}: rvqa.json puts the cell tokens at {card['vocabulary']}, the tokenizer at "
+            f"{path}: rvqa.json puts the cell tokens at {shown(card['vocabulary'])}, the tokenizer at "
             f"{asdict(vocabulary)}. {REPAIR}"
         )
     config = cell_tokenizer.config
@@ -278,15 +282,17 @@ def _read_card(path: Path) -> dict[str, Any]:
     version = read_json(file, {"format_version": int})["format_version"]
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{path} has format version {version}; this rvqa reads version {FORMAT_VERSION}. {OTHER_VERSION}"
+            f"{path} has format version {shown(version)}; this rvqa reads version {FORMAT_VERSION}. {OTHER_VERSION}"
         )
     kinds = {"vocabulary": dict, "labels": list, "perturbations": list, "ontology_ids": dict, "training": dict}
     card = read_json(file, {**kinds, "calibration": float})
-    if not 0 < card["calibration"] < math.inf:
-        raise InputError(f"{file}: calibration is {card['calibration']}; expected a number above 0. {REPAIR}")
+    if not COLDEST <= card["calibration"] <= HOTTEST:
+        raise InputError(
+            f"{file}: calibration is {shown(card['calibration'])}; expected {COLDEST} to {HOTTEST}. {REPAIR}"
+        )
     for key in ("labels", "perturbations"):
-        require_texts(file, key, card[key])
-    require_texts(file, "ontology_ids", card["ontology_ids"].values())
+        require_names(file, key, card[key])
+    require_names(file, "ontology_ids", card["ontology_ids"].values(), once=False)
     if not card["labels"]:
         raise InputError(f"{file} names no labels. {REPAIR}")
     return card
@@ -300,17 +306,19 @@ def open_text_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     InputError
         No tokenizer, or a damaged one.
     """
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (path / name).exists():
-            read_json(path / name)
+    _require_files(path)
     try:
         if (path / "tokenizer.json").exists():
             Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the tokenizers library raises nothing more special
+    except BaseException as error:  # the tokenizers library has nothing more special, and panics
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise InputError(f"{path / 'tokenizer.json'} is JSON, but not of a tokenizer. {REPAIR}") from error
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            opened = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            opened.decode(opened.encode("a cell", add_special_tokens=False))  # as its settings may not let it
+            return opened
         except NO_MODEL as error:
             raise InputError(f"The tokenizer in {path} cannot be opened: {sentence(error)} {REPAIR}") from error
 
@@ -330,25 +338,30 @@ def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, Pr
     InputError
         No language model, or a damaged one.
     """
-    read_json(path / "config.json")
-    if (path / "generation_config.json").exists():
-        read_json(path / "generation_config.json")
+    _require_files(path)
+    _require_config(path / "config.json")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         pickles = sorted(each.name for each in path.glob("*.bin"))
         instead = f"; {pickles[0]} may hold a pickle, which rvqa never opens" if pickles else ""
         raise InputError(f"{path} has no model.safetensors{instead}. {REPAIR}")
-    n_stored = sum(math.prod(shape) for file in weights for shape in shapes(file).values())
+    stored = [shape for file in weights for shape in shapes(file).values()]
+    n_stored = sum(map(math.prod, stored))
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
+            with torch.device("meta"), _few_parameters(2 * len(stored) + 100):
                 described = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except NO_MODEL as error:
             file = path / "config.json"
             raise InputError(f"{file} describes no language model: {sentence(error)} {REPAIR}") from error
     tokenizer = open_text_tokenizer(path)
     n_described = sum(parameter.numel() for parameter in described.parameters())
+    n_buffers = sum(buffer.numel() for buffer in described.buffers())
+    if n_buffers > 2 * n_stored + BUFFERS:
+        raise InputError(
+            f"{path / 'config.json'} describes a model of {n_buffers:,} numbers besides its weights. {REPAIR}"
+        )
     if n_described > 2 * n_stored:  # before any memory is taken for it
         raise InputError(
             f"{path / 'config.json'} describes a model of {n_described:,} numbers, but {n_stored:,} are stored: it "
@@ -375,12 +388,66 @@ def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, Pr
     ):
         if facts[kind] and (exact or kind != "unexpected_keys"):
             name = sorted(each if isinstance(each, str) else each[0] for each in facts[kind])[0]
-            raise InputError(f"{path}: the tensor {name!r} {seen}; {weights[0].name} does not fit. {REPAIR}")
+            raise InputError(f"{path}: the tensor {shown(name)} {seen}; {weights[0].name} does not fit. {REPAIR}")
     loaded = model.state_dict()
+    if other := [name for name, tensor in loaded.items() if tensor.is_floating_point() and tensor.dtype not in FLOATS]:
+        raise InputError(f"{path}: {other[0]!r} holds {loaded[other[0]].dtype}; expected {FLOATS}. {REPAIR}")
     for file in weights if exact else []:
         for name, dtype in dtypes(file).items():
             if name in loaded and loaded[name].dtype != dtype:
                 wanted = str(loaded[name].dtype).removeprefix("torch.")
-                raise InputError(f"{file}: {name!r} does not hold {wanted}, as config.json says. {REPAIR}")
+                raise InputError(f"{file}: {shown(name)} does not hold {wanted}, as config.json says. {REPAIR}")
     require_finite(weights[0] if len(weights) == 1 else path, loaded)
     return model.eval(), tokenizer
+
+
+def _require_files(path: Path) -> None:
+    """Refuse a folder whose files next to its weights no library should be given: no JSON, too large, or not files.
+
+    A link is followed, as Hugging Face's cache is made of them, to a file; a device or a pipe is not read.
+    """
+    for file in sorted(path.iterdir()):
+        if file.is_dir():
+            continue
+        if not file.is_file():
+            raise InputError(f"{file} is not a file, or a link to nothing. {REPAIR}")
+        if file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx"):
+            continue
+        if (size := file.stat().st_size) > LARGEST:
+            raise InputError(f"{file} has {size:,} bytes; at most {LARGEST:,} are read. {REPAIR}")
+        if file.suffix == ".json" and file.name != "vocab.json":
+            read_json(file)
+
+
+def _require_config(file: Path) -> None:
+    """Refuse a config that would have a library make long lists or fetch code, before one sees it."""
+    ahead: list[tuple[str, Any]] = [("", read_json(file))]
+    while ahead:
+        key, value = ahead.pop()
+        if isinstance(value, dict):
+            ahead += value.items()
+        elif isinstance(value, list):
+            ahead += ((key, each) for each in value)
+        elif isinstance(value, int) and _COUNTS.search(key):
+            if not -1 <= value <= MOST_PARTS:
+                raise InputError(f"{file}: {shown(key)} is {shown(value)}; at most {MOST_PARTS:,}. {REPAIR}")
+        elif isinstance(value, str) and "implementation" in key and ("/" in value or "|" in value):
+            raise InputError(f"{file}: {shown(key)} names code that is elsewhere: {shown(value)}. {REPAIR}")
+
+
+@contextmanager
+def _few_parameters(most: int) -> Iterator[None]:
+    """Stop a model that is being made at more parameters than its weights are for."""
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise ValueError(f"it has more than {most:,} tensors, twice those that are stored")
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -8,13 +8,14 @@ Legend: N cells, L ids.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rvqa.errors import InputError
-from rvqa.vocabulary import CellVocabulary, escape
+from rvqa.vocabulary import CellVocabulary, escape, escape_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,13 @@ TASKS = (ANNOTATE, GENERATE, PERTURB)
 
 def word_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Ids of text that people wrote: escaped, so that no added token is among them."""
-    return tokenizer.encode(escape(tokenizer, text), add_special_tokens=False)
+    return words_ids(tokenizer, [text])[0]
+
+
+def words_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """`word_ids` of many texts at once."""
+    ids: list[list[int]] = tokenizer(escape_all(tokenizer, texts), add_special_tokens=False)["input_ids"]
+    return ids
 
 
 class PromptEncoder:

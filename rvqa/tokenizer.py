@@ -20,15 +20,24 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from pyarrow import ArrowException, parquet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rvqa.checkpoint import OTHER_VERSION, REPAIR, read_json, read_tensors, require_same_tensors
+from rvqa.atlas import cell_tables
+from rvqa.checkpoint import (
+    LARGEST_VALUE,
+    LONGEST_NAME,
+    OTHER_VERSION,
+    REPAIR,
+    read_json,
+    read_tensors,
+    require_same_tensors,
+)
 from rvqa.counts import TARGET_SUM
 from rvqa.depth import GeneShares
 from rvqa.errors import InputError, about
 from rvqa.genes import GeneAlignment, GeneAxis, map_columns, match_columns
+from rvqa.json_text import shown
 from rvqa.kernels import ops, registry
 from rvqa.obs import require_known
 
@@ -37,6 +46,9 @@ if TYPE_CHECKING:
     from rvqa.training.tokenizer import TokenizerSettings
 
 FORMAT_VERSION = 2
+
+LARGEST_LAYER = 2**16
+"""Most units of a layer, hidden or latent."""
 
 TILE = 256
 """Rows of one matrix product after `csr_project`. Always this many, padded: a library picks its summation order by the
@@ -344,21 +356,29 @@ class CellTokenizer(nn.Module):
         version = settings.pop("format_version")
         if version != FORMAT_VERSION:
             raise InputError(
-                f"{path} has format version {version}; this rvqa reads version {FORMAT_VERSION}. {OTHER_VERSION}"
+                f"{path} has format version {shown(version)}; this rvqa reads version {FORMAT_VERSION}. {OTHER_VERSION}"
             )
         if set(settings) != set(kinds):
             raise InputError(
-                f"{path / 'config.json'} has the settings {sorted(settings)}; expected {sorted(kinds)}. {REPAIR}"
+                f"{path / 'config.json'} has the settings {shown(sorted(settings))}; expected {sorted(kinds)}. {REPAIR}"
             )
         read_json(path / "config.json", kinds)
         config = CellTokenizerConfig(**settings)
-        if not (min(config.hidden, config.latent, config.levels, config.entries) >= 1 and 0 <= config.dropout < 1):
-            raise InputError(f"{path / 'config.json'} holds {asdict(config)}; expected sizes of 1 or more. {REPAIR}")
+        most = {"hidden": LARGEST_LAYER, "latent": LARGEST_LAYER, "levels": 64, "entries": 256}
+        for name, size in most.items():
+            if not 1 <= getattr(config, name) <= size:
+                seen = shown(getattr(config, name))
+                raise InputError(f"{path / 'config.json'}: {name!r} is {seen}; expected 1 to {size:,}. {REPAIR}")
+        if not 0 <= config.dropout < 1:
+            raise InputError(
+                f"{path / 'config.json'}: 'dropout' is {shown(config.dropout)}; expected 0 and more, below 1. {REPAIR}"
+            )
         axis, shares = _read_genes(path / "genes.parquet")
         with torch.device("meta"):  # no memory, whatever sizes the file asks for
             expected = cls(axis, config, shares).state_dict()
         tensors = read_tensors(path / "model.safetensors")
         require_same_tensors(path / "model.safetensors", tensors, expected)
+        _require_values(path / "model.safetensors", tensors)
         tokenizer = cls(axis, config, shares)
         tokenizer.load_state_dict(tensors)
         return tokenizer.eval()
@@ -425,19 +445,33 @@ def draw_counts(mean_BG: np.ndarray, dispersion_G: np.ndarray, rng: np.random.Ge
 
 
 def _read_genes(path: Path) -> tuple[GeneAxis, GeneShares]:
-    try:
+    with cell_tables.reading(path, "a table of genes"):
         # Without pandas' own notes in the file: nothing but its four columns is wanted.
-        frame = parquet.read_table(path).to_pandas(ignore_metadata=True)
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as a table of genes. {REPAIR}") from error
+        frame = cell_tables.whole_parquet(path).to_pandas(ignore_metadata=True)
+    longest = max((len(text) for name in frame for text in frame[name] if isinstance(text, str)), default=0)
+    if longest > LONGEST_NAME:
+        raise InputError(f"{path} holds a text of {longest:,} characters; at most {LONGEST_NAME:,}. {REPAIR}")
     with about(path):
         known = GeneAxis.from_frame(frame)
         kinds = {name: frame[name].dtype.kind if name in frame else "" for name in ("share", "on_axis")}
         if kinds != {"share": "f", "on_axis": "b"}:
             raise InputError(
-                f"The table of genes has the columns {list(frame.columns)}, but no share and on_axis. {REPAIR}"
+                f"The table of genes has the columns {shown(list(frame.columns))}, but no share and on_axis. {REPAIR}"
             )
         share_G = frame["share"].to_numpy(dtype=np.float64)
         if not (np.isfinite(share_G).all() and (share_G > 0).all() and abs(share_G.sum() - 1) < 1e-6):
             raise InputError(f"The shares of the genes do not add up to 1. {REPAIR}")
         return known.subset(frame["on_axis"].to_numpy()), GeneShares(known, share_G)
+
+
+def _require_values(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse values that no fit ends with, and that would make latents, codes or counts infinite or NaN."""
+    for name, tensor in tensors.items():
+        low, high = {"gene_scale_G": (1 / LARGEST_VALUE, LARGEST_VALUE), "dispersion_G": (0.0, LARGEST_VALUE)}.get(
+            name, (-LARGEST_VALUE, LARGEST_VALUE)
+        )
+        seen = (float(tensor.min()), float(tensor.max()))
+        if not low <= seen[0] <= seen[1] <= high:
+            raise InputError(
+                f"{path}: {name!r} holds values from {seen[0]:g} to {seen[1]:g}; expected {low:g} to {high:g}. {REPAIR}"
+            )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Ids = TypeVar("Ids", int, npt.NDArray[np.int64], torch.Tensor)
 
 OPENER, CLOSER = "<|cell|>", "<|/cell|>"
-_CODE = re.compile(r"<\|c([0-9]+)_([0-9]{2,})\|>")
+_CODE = re.compile(r"<\|c([0-9]{1,9})_([0-9]{2,9})\|>")
 _PIECE = re.compile(r"<\|[^<>|]*\|>")
 
 
@@ -141,6 +141,11 @@ class CellVocabulary:
         names = [match for match in map(_CODE.fullmatch, present) if match]
         levels, entries = (1 + max((int(match[group]) for match in names), default=0) for group in (1, 2))
         vocabulary = cls(present[OPENER], levels, entries)
+        if vocabulary.size > 2 * len(present) + 2:  # before any are made: a name may say any number
+            raise InputError(
+                f"The tokenizer has {len(present)} cell tokens, but their names are of {levels} levels of {entries}. "
+                "Start from the base model's tokenizer and CellVocabulary.install."
+            )
         expected = {token: vocabulary.base + offset for offset, token in enumerate(vocabulary.tokens())}
         if present != expected:
             odd = next(t for t in [*expected, *present] if present.get(t) != expected.get(t))
@@ -260,7 +265,13 @@ def escape(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     another's first character inside it, as with Qwen's). Tokens of one character or of whitespace alone, which some
     tokenizers add for plain text, are left alone. Escape a whole field, and put text of your own between fields.
     """
-    return _patterns(frozenset(tokenizer.get_added_vocab()))[0].sub(r"\\", text)
+    return escape_all(tokenizer, [text])[0]
+
+
+def escape_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    """`escape` many texts: most of its time goes into the list of added tokens, which is made once here."""
+    places, _ = _patterns(frozenset(tokenizer.get_added_vocab()))
+    return [places.sub(r"\\", text) for text in texts]
 
 
 def unescape(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

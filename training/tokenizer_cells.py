@@ -19,7 +19,7 @@ from torch import Tensor
 from rvqa.counts import log1p_normalise
 from rvqa.depth import GeneShares
 from rvqa.errors import about
-from rvqa.files import writing
+from rvqa.files import save_array, writing
 from rvqa.genes import GeneAxis, align, map_columns
 from rvqa.tokenizer import CellTokenizer
 
@@ -134,7 +134,7 @@ class StoredRows:
                     _append(indices, block.indices.astype(np.int32, copy=False))
                     _append(data, block.data.astype(np.float32, copy=False))
             indptr = np.cumsum(np.concatenate(lengths))
-            np.save(folder / "indptr.npy", indptr)
+            save_array(folder / "indptr.npy", indptr)
         return cls(folder, indptr, columns)
 
     @classmethod

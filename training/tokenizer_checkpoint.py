@@ -18,13 +18,15 @@ from torch import Tensor
 
 from rvqa.checkpoint import read_json, read_tensors
 from rvqa.errors import InputError
-from rvqa.files import require_folder, writing
+from rvqa.files import require_folder, whole_file, writing
 from rvqa.genes import GeneAxis
 from rvqa.training.tokenizer_cells import Cells
 from rvqa.training.tokenizer_settings import TokenizerSettings
 
 FORMAT_VERSION = 1
 _INDEX = "checkpoint.json"
+_MARK = {"made_by": "rvqa checkpoint"}
+"""What tensors of a checkpoint say of themselves."""
 
 
 class State(NamedTuple):
@@ -90,8 +92,13 @@ class CheckpointFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"The checkpoint {path} is a file. Give the path of a folder.")
         with writing(path):
+            self._made = [each for each in (path, *path.parents) if not each.exists()]
             path.mkdir(parents=True, exist_ok=True)
         require_folder(path)
+        if foreign := [each.name for each in self._tensors() if not _is_ours(each)]:
+            raise InputError(
+                f"The checkpoint {path} holds {foreign[0]}, which no fit has put there. Give another folder."
+            )
 
     def read(self) -> State | None:
         """State to continue from, or None where the folder has none.
@@ -124,23 +131,41 @@ class CheckpointFolder:
         """
         name = f"step-{state.values['step']}.safetensors"
         index = {"format_version": FORMAT_VERSION, "same": self.same, "values": state.values, "tensors": name}
-        with writing(self.path):
-            scratch = self.path / ".writing.safetensors"
-            save_file({key: tensor.contiguous() for key, tensor in state.tensors.items()}, scratch)
-            _replace(scratch, self.path / name)
-            scratch = self.path / ".writing.json"
-            scratch.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-            _replace(scratch, self.path / _INDEX)
-            for old in self.path.glob("step-*.safetensors"):
-                if old.name != name:
-                    old.unlink()
+        try:
+            with whole_file(self.path / name, output=False) as scratch:
+                save_file({key: tensor.contiguous() for key, tensor in state.tensors.items()}, scratch, _MARK)
+                _to_disk(scratch)
+            with whole_file(self.path / _INDEX, output=False) as scratch:
+                scratch.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+                _to_disk(scratch)
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove tensors that the index does not name, and folders made for a checkpoint that could not be written."""
+        for old in self._tensors():
+            if _is_ours(old):
+                old.unlink()
+        for folder in [] if (self.path / _INDEX).exists() else self._made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _tensors(self) -> list[Path]:
+        """Files of tensors that the index does not name."""
+        named = read_json(self.path / _INDEX).get("tensors") if (self.path / _INDEX).exists() else None
+        return [path for path in sorted(self.path.glob("step-*.safetensors")) if path.name != named]
 
 
-def _replace(scratch: Path, target: Path) -> None:
-    """Rename once the bytes are on the disk."""
-    with scratch.open("rb+") as file:
+def _is_ours(path: Path) -> bool:
+    """Whether a file has the tensors of a checkpoint."""
+    with path.open("rb") as file:
+        return json.dumps(_MARK, separators=(",", ":")).encode() in file.read(4096)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the bytes of a file on the disk before it is renamed."""
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
-    os.replace(scratch, target)
 
 
 def _differences(there: Any, here: Any, key: str = "") -> list[str]:

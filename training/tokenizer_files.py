@@ -22,11 +22,13 @@ import torch
 
 import rvqa
 from rvqa.atlas.sources import Layers
+from rvqa.atlas.watch import Watch
 from rvqa.evaluation import splits
 from rvqa.evaluation.studies import label_table, study_files
-from rvqa.files import writing
-from rvqa.model import folder_beside, require_new_directory, whole_directory
+from rvqa.files import whole_directory, writing
+from rvqa.model import require_new_directory
 from rvqa.obs import as_text, split_names
+from rvqa.temporaries import folder_beside
 from rvqa.tokenizer import CellTokenizer
 from rvqa.training.cell_files import CellFile
 from rvqa.training.processes import Processes
@@ -96,9 +98,11 @@ def fit_tokenizer_files(
     processes = Processes(device)
     with _scratch(path, processes) as scratch:
         rows = scratch / f"rows-{processes.rank}"
+        paths = study_files(given)
+        watches = [Watch(path) for path in paths]
         files = [
             CellFile.open(file, scratch=rows, labels=labels, donor=donor, condition=condition, layer=layer, table=table)
-            for file in study_files(given)
+            for file in paths
         ]
         conditions = {name for file in files for name in file.cells.condition_N if name}
         donors = {name for file in files for name in file.cells.donor_N if name}
@@ -119,6 +123,8 @@ def fit_tokenizer_files(
             device=device,
             progress=progress,
         )
+        for watch in watches:
+            watch.require_unchanged()
     facts = {
         "settings": asdict(settings),
         "files": {

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from rvqa.atlas.codes import Codes, open_codes
 from rvqa.errors import InputError
+from rvqa.json_text import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +61,9 @@ class Earlier:
         there = self.codes.manifest
         for key in ("levels", "entries", "model", "settings", "compute"):
             if there[key] != manifest[key]:
+                seen = f"{shown(there[key])} there, {shown(manifest[key])} here"
                 raise InputError(
-                    f"{self.path} was made with another {key}: {there[key]!r} there, {manifest[key]!r} here. Append "
-                    "with the same, or choose another output."
+                    f"{self.path} was made with another {key}: {seen}. Append with the same, or choose another output."
                 )
         for new in manifest["inputs"]:
             if new in there["inputs"]:

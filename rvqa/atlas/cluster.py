@@ -19,6 +19,7 @@ import pyarrow as pa
 from rvqa.atlas.run import Encoder, Settings, Task, compute_kind, default_threads, encode_tasks
 from rvqa.atlas.sources import Given
 from rvqa.errors import InputError
+from rvqa.files import whole_directory
 from rvqa.tokenizer import CellTokenizer
 
 
@@ -73,13 +74,15 @@ def encode_on(
     if not all(isinstance(each, Path) for each in files):
         raise InputError("A cluster needs paths of files that its workers can open, not an AnnData in memory.")
     shared = folder / "tokenizer"
-    encoder.tokenizer.save_pretrained(shared)
+    with whole_directory(shared, output=False) as whole:
+        encoder.tokenizer.save_pretrained(whole)
     client = cluster if isinstance(cluster, distributed.Client) else distributed.Client(cluster)
     try:
         kind = compute_kind(encoder.lanes.device)
         paths = [str(Path(str(each)).resolve()) for each in files]
         device = encoder.lanes.device.type
-        order = (str(shared.resolve()), tuple(paths), encoder.settings, device, tuple(sorted(kind.items())), threads)
+        told = (encoder.tokenizer.fingerprint(), repr([watch.identity() for watch in encoder.watches if watch]))
+        order = (str(shared.resolve()), tuple(paths), told, encoder.settings, device, tuple(kind.items()), threads)
         futures = {client.submit(_encode, *order, task, pure=False, retries=3): task for task in tasks}
         try:
             for future, result in distributed.as_completed(futures, with_results=True):
@@ -105,6 +108,7 @@ def _distributed() -> Any:
 def _encode(
     tokenizer: str,
     files: tuple[str, ...],
+    told: tuple[str, str],
     settings: Settings,
     device: str,
     kind: tuple[tuple[str, Any], ...],
@@ -112,7 +116,9 @@ def _encode(
     task: Task,
 ) -> tuple[np.ndarray, pa.Table]:
     """One task, on a worker."""
-    encoder = _opened(tokenizer, files, settings, device)
+    encoder = _opened(tokenizer, files, told, settings, device)
+    if (seen := repr([watch.identity() for watch in encoder.watches if watch])) != told[1]:
+        raise InputError(f"A worker sees other files than the run: {seen} there, {told[1]} here. Share one folder.")
     here = compute_kind(encoder.lanes.device)
     if here != dict(kind):
         different = {name: (here.get(name), value) for name, value in kind if here.get(name) != value}
@@ -131,7 +137,8 @@ def _encode(
 
 
 @lru_cache(maxsize=1)
-def _opened(tokenizer: str, files: tuple[str, ...], settings: Settings, device: str) -> Encoder:
+def _opened(tokenizer: str, files: tuple[str, ...], told: tuple[str, str], settings: Settings, device: str) -> Encoder:
+    """What a worker encodes with, until the model or a file is another: that is what it is `told`."""
     loaded, paths = CellTokenizer.from_pretrained(tokenizer), [Path(each) for each in files]
     scratch = Path(tokenizer).parent
     return Encoder(paths, loaded, settings, device=device, scratch=scratch, look=False)

@@ -13,14 +13,18 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from rvqa.atlas import rvq
+from rvqa.atlas import cell_tables, rvq
+from rvqa.atlas.manifest import REPAIR, require_manifest
 from rvqa.errors import InputError
-from rvqa.files import UNREADABLE, sentence
+from rvqa.json_text import object_of
 
 if TYPE_CHECKING:
     from rvqa.vocabulary import CellVocabulary
 
 BLOCK = rvq.BLOCK
+
+MOST_PREFIXES = 2**24
+"""Most prefixes that are counted: 128 MiB."""
 
 
 def open_codes(path: str | Path, *, verify: bool = False) -> "Codes":
@@ -53,17 +57,15 @@ def open_codes(path: str | Path, *, verify: bool = False) -> "Codes":
         opened = rvq.RvqFile.open(file)
         if verify:
             opened.verify()
+        require_manifest(opened.manifest, file)
+        told = tuple(opened.manifest[key] for key in ("cells", "levels", "entries"))
+        if told != (opened.n_cells, opened.levels, opened.entries):
+            raise InputError(f"{file}: its manifest has {told} cells, levels and codes; its header others. {REPAIR}")
         return Codes(file, opened.codes, opened.table, opened.manifest)
     if file.suffix not in (".zarr", ".parquet"):
         raise InputError(f"{file} is not named .rvq, .zarr or .parquet. Give what `rvqa encode -o` wrote.")
-    try:
+    with cell_tables.reading(file):
         return _of_zarr(file) if file.suffix == ".zarr" else _of_parquet(file)
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise InputError(
-            f"{file} cannot be read as codes: {sentence(error)} Give what `rvqa encode -o` wrote."
-        ) from error
 
 
 class Codes:
@@ -81,10 +83,7 @@ class Codes:
 
     def __init__(self, path: Path, read: Any, table: Any, manifest: dict[str, Any]) -> None:
         self.path, self.manifest, self._read, self._table = path, manifest, read, table
-        try:
-            self._cells, self.levels, self.entries = (manifest[key] for key in ("cells", "levels", "entries"))
-        except KeyError as error:
-            raise InputError(f"{path} is not of a whole run: its manifest has no {error}.") from error
+        self._cells, self.levels, self.entries = (manifest[key] for key in ("cells", "levels", "entries"))
 
     def __len__(self) -> int:
         return self._cells
@@ -115,16 +114,20 @@ class Codes:
     @cached_property
     def table(self) -> pa.Table:
         """Names of the cells (`cell`) and the columns that were carried along, as they are stored."""
-        return self._table()
+        table: pa.Table | None = self._table()
+        if table is None:
+            raise InputError(f"{self.path} has no table of cells. {REPAIR}")
+        return table
 
     @cached_property
     def obs(self) -> pd.DataFrame:
         """Names of the cells (index), the file each is from, and the columns that were carried along."""
-        frame = self.table.to_pandas().set_index("cell")
+        frame = self.table.to_pandas(ignore_metadata=True).set_index("cell")
         frame.index.name = None
-        files = [each["name"] for each in self.manifest["inputs"]]
-        sizes = [each["cells"] for each in self.manifest["inputs"]]
-        frame.insert(0, "file", pd.Categorical.from_codes(np.repeat(np.arange(len(files)), sizes), files))
+        inputs = self.manifest["inputs"]
+        files = list(dict.fromkeys(each["name"] for each in inputs))  # of two folders, two may have one name
+        at = np.repeat([files.index(each["name"]) for each in inputs], [each["cells"] for each in inputs])
+        frame.insert(0, "file", pd.Categorical.from_codes(at, files))
         return frame
 
     def blocks(self, cells: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
@@ -190,6 +193,8 @@ class Codes:
         """Cells by the codes of their first levels, int64 of shape [K] * levels."""
         if not 1 <= levels <= min(4, self.levels):
             raise InputError(f"levels is {levels}; expected 1 to {min(4, self.levels)}.")
+        if self.entries**levels > MOST_PREFIXES:
+            raise InputError(f"{levels} levels of {self.entries} codes have more than {MOST_PREFIXES:,} prefixes.")
         shape = (self.entries,) * levels
         count = np.zeros(self.entries**levels, dtype=np.int64)
         for _, codes_BM in self.blocks():
@@ -218,45 +223,31 @@ class Codes:
             yield from (group for group in np.split(row_N[order], ends) if len(group) > 1)
 
 
-def _of_zarr(path: Path) -> Codes:
-    import zarr
-
-    if not (path / "zarr.json").is_file():
-        raise InputError(f"{path} is not a zarr store of codes: it has no zarr.json.")
-    group = zarr.open_group(path, mode="r")
-    if "codes" not in group or "rvqa" not in group.attrs:
-        raise InputError(f"{path} is a zarr store, but not of codes. Give what `rvqa encode -o` wrote.")
-    codes: Any = group["codes"]
-    manifest: Any = dict(group.attrs["rvqa"])  # type: ignore[arg-type]
-
-    def read(rows: slice | np.ndarray) -> np.ndarray:
-        return np.asarray(codes[rows] if isinstance(rows, slice) else codes.oindex[rows])
-
-    def table() -> pa.Table:
-        columns: dict[str, Any] = {"cell": group["obs_names"]}
-        columns |= {name: group[f"obs/{name}"] for name in manifest["settings"]["obs"]}
-        return pa.table({name: pa.array(np.asarray(array[:])) for name, array in columns.items()})
-
-    return Codes(path, read, table, manifest)
-
-
 def _of_parquet(path: Path) -> Codes:
-    import json
-
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file. Give what `rvqa encode -o` wrote.")
-    file = parquet.ParquetFile(path)
-    told = (file.schema_arrow.metadata or {}).get(b"rvqa")
+    metadata = parquet.read_metadata(path)
+    schema = metadata.schema.to_arrow_schema()
+    told = (schema.metadata or {}).get(b"rvqa")
     if told is None:
         raise InputError(f"{path} is a parquet file, but not of codes. Give what `rvqa encode -o` wrote.")
-    manifest = json.loads(told)
+    manifest = object_of(told, f"The manifest of {path}", REPAIR)
+    require_manifest(manifest, path)
     names = [f"code_{level + 1}" for level in range(manifest["levels"])]
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    columns = [name for name in schema.names if name not in names]
+    cell_tables.require_parquet(metadata, schema, names, manifest["cells"], path)
+    file = parquet.ParquetFile(path, metadata=metadata, read_dictionary=cell_tables.texts_of(schema))
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     starts = np.cumsum([0, *sizes])
 
     def group(i: int) -> np.ndarray:
-        stored = file.read_row_group(i, columns=names)
-        return np.stack([stored.column(name).to_numpy() for name in names], axis=1)
+        with cell_tables.reading(path):
+            stored = file.read_row_group(i, columns=names)
+        if stored.num_rows != sizes[i] or any(column.null_count for column in stored.columns):
+            raise InputError(f"{path} lacks codes of cells {starts[i]:,} to {starts[i + 1]:,}. {REPAIR}")
+        codes_NM = np.stack([stored.column(name).to_numpy() for name in names], axis=1)
+        rvq.require_codes(codes_NM, manifest["entries"], path)
+        return codes_NM
 
     def read(rows: slice | np.ndarray) -> np.ndarray:
         at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
@@ -267,6 +258,15 @@ def _of_parquet(path: Path) -> Codes:
         return out
 
     def table() -> pa.Table:
-        return file.read(columns=[name for name in file.schema_arrow.names if name not in names])
+        with cell_tables.reading(path):
+            found = cell_tables.of_parquet(file, columns, manifest["cells"], path)
+            return cell_tables.require_cells(found, manifest["cells"], path)
 
     return Codes(path, read, table, manifest)
+
+
+def _of_zarr(path: Path) -> Codes:
+    from rvqa.atlas.zarr_store import Store
+
+    store = Store(path)
+    return Codes(path, store.codes, store.table, store.manifest)

@@ -3,20 +3,29 @@
 A column that cannot be read costs nothing but itself: whoever asks for it is told, and all others are there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 
+from rvqa.atlas import memory
 from rvqa.atlas.hdf5 import read_slice
 from rvqa.errors import InputError
-from rvqa.files import UNREADABLE
+from rvqa.files import UNREADABLE, sentence
 from rvqa.obs import nearest
 
-_SLICED = {"array", "string-array", "nullable-string-array", "nullable-integer", "nullable-boolean", "categorical"}
+_NULLABLE = {
+    "nullable-integer": pd.arrays.IntegerArray,
+    "nullable-boolean": pd.arrays.BooleanArray,
+    "nullable-string-array": lambda texts, missing: pd.array(np.where(missing, pd.NA, texts), dtype="string"),
+    "nullable": lambda values, missing: pd.Series(values, dtype=object).mask(missing).array,
+}
+"""How pandas holds values and what is missing of them, by the encoding of a column."""
+
+_SLICED = {"array", "string-array", "categorical", *_NULLABLE}
 
 
 class Frame:
@@ -38,12 +47,16 @@ class Frame:
         """Columns, in order."""
         return [str(name) for name in self.frame.columns]
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.frame.shape[0])
+
     def index(self, start: int, stop: int) -> np.ndarray:
-        """Names of rows from start to stop, as text."""
-        return np.asarray(self.frame.index[start:stop], dtype=str)
+        """Names of rows from start to stop, objects of str."""
+        return as_texts(self.frame.index[start:stop])
 
     def column(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Values of rows from start to stop: numbers, bool or str; a missing number is NaN, a missing text "".
+        """Values of rows from start to stop: numbers, bool or objects of str; a missing number is NaN, a text "".
 
         Raises
         ------
@@ -91,15 +104,21 @@ class StoredFrame(Frame):
     @property
     def names(self) -> list[str]:
         """Columns, in order."""
-        there = [name for name in self.group if name not in (self._index, "__categories")]
-        order = self.group.attrs.get("column-order", ())
-        told = [name.decode() if isinstance(name, bytes) else str(name) for name in order]
+        with self._reading("column-order"):
+            there = [name for name in self.group if name not in (self._index, "__categories")]
+            told = as_texts(np.atleast_1d(self.group.attrs.get("column-order", ())))
         first = [name for name in dict.fromkeys(told) if name in there]
         return first + [name for name in there if name not in first]
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        with self._reading(self._index):
+            stored = self.group[self._index]
+            return int((stored["values"] if _kind(stored).startswith("nullable") else stored).shape[0])
+
     def index(self, start: int, stop: int) -> np.ndarray:
-        """Names of rows from start to stop, as text."""
-        return self._values(self._index, start, stop).astype(str)
+        """Names of rows from start to stop, objects of str."""
+        return as_texts(self._values(self._index, start, stop))
 
     def column(self, key: str, start: int, stop: int) -> np.ndarray:
         """Values of rows from start to stop, as `Frame.column`."""
@@ -107,19 +126,31 @@ class StoredFrame(Frame):
         return self._values(key, start, stop)
 
     def _values(self, key: str, start: int, stop: int) -> np.ndarray:
-        stored = self.group[key]
-        kind = _kind(stored)
-        if kind == "legacy-categorical":
-            return _decoded(read_slice(stored, start, stop), self.group["__categories"][key])
-        if kind not in _SLICED:
-            raise InputError(f"{self.name}[{key!r}] is stored as {kind!r}, which cannot be carried along.")
-        if kind == "categorical":
-            return _decoded(read_slice(stored["codes"], start, stop), stored["categories"])
-        if kind.startswith("nullable"):
-            values, missing = (read_slice(stored[part], start, stop) for part in ("values", "mask"))
-            series = pd.Series(plain(pd.Series(values)), dtype=object)
-            return plain(series.mask(missing))
-        return plain(pd.Series(read_slice(stored, start, stop)))
+        with self._reading(key):
+            stored = self.group[key]
+            kind = _kind(stored)
+            if kind == "legacy-categorical":
+                return _decoded(read_slice(stored, start, stop), self.group["__categories"][key])
+            if kind not in _SLICED:
+                raise InputError(f"{self.name}[{key!r}] is stored as {kind!r}, which cannot be carried along.")
+            if kind == "categorical":
+                return _decoded(read_slice(stored["codes"], start, stop), stored["categories"])
+            if kind in _NULLABLE:
+                values, missing = (read_slice(stored[part], start, stop) for part in ("values", "mask"))
+                series = pd.Series(plain(pd.Series(values)), dtype=object)
+                return plain(series.mask(missing))
+            return plain(pd.Series(read_slice(stored, start, stop)))
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except UNREADABLE as error:
+            raise InputError(
+                f"{self.name}[{key!r}] cannot be read: {sentence(error)} Copy the file again, or write it anew."
+            ) from error
 
     def table(self, keys: Sequence[str]) -> pd.DataFrame:
         """Whole columns, those of some names that there are, as pandas holds them.
@@ -127,20 +158,19 @@ class StoredFrame(Frame):
         Raises
         ------
         rvqa.errors.InputError
-            One of them cannot be read.
+            One of them cannot be read, or they take more memory than may be taken.
         """
-        index = pd.Index(self.index(0, self._length()).astype(object))
+        known = [key for key in self.names if key in set(keys)]
+        index = self._whole_index(known)
         columns = {}
-        for key in (key for key in self.names if key in set(keys)):
-            try:
+        for key in known:
+            with self._reading(key):
                 columns[key] = pd.Series(self._whole(key), index=index)
-            except UNREADABLE as error:
-                raise InputError(f"{self.name}[{key!r}] cannot be read ({error}). Write the file anew.") from error
         return pd.DataFrame(columns, index=index)
 
     def readable(self) -> tuple[pd.DataFrame, list[str]]:
         """All columns that can be read, and the names of the others."""
-        index = pd.Index(self.index(0, self._length()).astype(object))
+        index = self._whole_index(self.names)
         columns, others = {}, []
         for key in self.names:
             try:
@@ -149,9 +179,11 @@ class StoredFrame(Frame):
                 others.append(key)
         return pd.DataFrame(columns, index=index), others
 
-    def _length(self) -> int:
-        stored = self.group[self._index]
-        return int((stored["values"] if _kind(stored).startswith("nullable") else stored).shape[0])
+    def _whole_index(self, columns: Sequence[str]) -> pd.Index:
+        """Names of all rows, where they and these columns fit in memory."""
+        size = memory.TEXT * len(self) * (1 + len(columns)) // 2
+        memory.require(size, f"{self.name}: {len(self):,} names and {len(columns):,} columns")
+        return pd.Index(self.index(0, len(self)))
 
     def _whole(self, key: str) -> Any:
         stored = self.group[key]
@@ -162,8 +194,8 @@ class StoredFrame(Frame):
                 (stored["codes"], stored["categories"]) if new else (stored, self.group["__categories"][key])
             )
             ordered = bool((stored if new else categories).attrs.get("ordered", False))
-            values = _in_pandas(categories)
-            return pd.Categorical.from_codes(np.asarray(codes[()], dtype=np.int64), values, ordered=ordered)
+            codes = read_slice(codes, 0, len(self)).astype(np.int64)
+            return pd.Categorical.from_codes(codes, _in_pandas(categories), ordered=ordered)
         return _in_pandas(stored)
 
 
@@ -188,7 +220,7 @@ def stored_frame(stored: Any, uns: Any = None, name: str = "obs") -> Frame:
         return StoredFrame(stored, name)
     if stored.dtype.names is None:
         raise InputError(f"{name} is an array; expected a table as anndata writes it. Write the file anew.")
-    records = stored[()]
+    records: Any = read_slice(stored, 0, stored.shape[0])
     frame = pd.DataFrame({key: _texts(records[key]) for key in records.dtype.names[1:]})
     frame.index = pd.Index(_texts(records[records.dtype.names[0]]))
     for key in frame.columns:
@@ -207,8 +239,15 @@ def plain(values: pd.Series) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.infer_dtype(values) in ("integer", "floating"):
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
     missing = values.isna()
-    texts = [each.decode() if isinstance(each, bytes) else str(each) for each in values.where(~missing, "")]
-    return np.array(texts, dtype=str)
+    return as_texts(values.where(~missing, ""))
+
+
+def as_texts(values: Iterable[Any]) -> np.ndarray:
+    """Objects of str, [N]: an array of one width would take that of the longest for each."""
+    texts = [each.decode(errors="replace") if isinstance(each, bytes) else str(each) for each in values]
+    made = np.empty(len(texts), dtype=object)
+    made[:] = texts
+    return made
 
 
 def _kind(stored: Any) -> str:
@@ -229,7 +268,9 @@ def _kind(stored: Any) -> str:
 def _decoded(codes: np.ndarray, stored: Any) -> np.ndarray:
     """Values of codes of categories, -1 for a missing one, as `plain`."""
     categories = plain(pd.Series(_in_pandas(stored)))
-    if categories.dtype.kind == "U":
+    if len(codes) and (codes.min() < -1 or codes.max() >= len(categories)):
+        raise ValueError(f"it has codes beyond its {len(categories):,} categories")
+    if categories.dtype.kind == "O":
         return np.append(categories, "")[codes]
     if (codes < 0).any():
         return np.where(codes < 0, np.nan, categories[codes])
@@ -237,16 +278,23 @@ def _decoded(codes: np.ndarray, stored: Any) -> np.ndarray:
 
 
 def _in_pandas(stored: Any) -> Any:
-    values = read_elem(stored) if "encoding-type" in stored.attrs else stored[()]
-    return values.astype(object) if values.dtype.kind == "T" else _texts(values)  # NumPy's own strings
+    """All values of a column or of its categories, as pandas holds them."""
+    kind = _kind(stored)
+    if kind not in _SLICED or kind == "categorical":
+        raise InputError(f"it is stored as {kind!r}, which is not known")
+    if kind in _NULLABLE:
+        values, missing = (_in_pandas(stored[part]) for part in ("values", "mask"))
+        return _NULLABLE[kind](values, missing)
+    values = read_slice(stored, 0, int(stored.shape[0]))
+    return as_texts(values) if values.dtype.kind in "TU" else _texts(values)
 
 
 def _texts(values: Any) -> Any:
     """Bytes as text; all else as it is, in the byte order of this machine."""
     if not isinstance(values, np.ndarray):
         return values
-    if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "replace").astype(object)
-    if values.dtype.kind == "O":
-        return np.array([each.decode(errors="replace") if isinstance(each, bytes) else each for each in values], object)
+    if values.dtype.kind in "SO":
+        made = np.empty(values.shape, dtype=object)
+        made[...] = [each.decode(errors="replace") if isinstance(each, bytes) else each for each in values]
+        return made
     return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -5,6 +5,7 @@ and the copy is made before anything is computed: what cannot be written is know
 """
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,11 @@ import rvqa
 from rvqa.atlas import tenx
 from rvqa.atlas.frames import Frame, stored_frame
 from rvqa.atlas.sources import PARTS, anndata_root, obs_of, read_cells
+from rvqa.atlas.watch import Watch
+from rvqa.checked_hdf5 import hdf5_file, require_taken
 from rvqa.counts import AUTO
 from rvqa.errors import InputError, InputWarning
-from rvqa.files import UNREADABLE, require_folder, require_writable, whole_file
-from rvqa.model import whole_directory
+from rvqa.files import UNREADABLE, require_folder, require_writable, whole_directory, whole_file, write_anndata
 
 COPIES = {".h5ad": (".h5ad",), ".h5mu": (".h5mu", ".h5ad"), ".zarr": (".zarr", ".h5ad")}
 """Suffixes of the outputs that a kind of file can be copied to; all others become `.h5ad`."""
@@ -74,6 +76,7 @@ class Keys:
             if name in group:
                 del group[name]
             write_elem(group, name, array, dataset_kwargs={"compression": "gzip"} if _hdf5(group) else {})
+            require_taken(group)
         group = child(root, "uns")
         earlier = None
         if self.key in group:
@@ -137,21 +140,47 @@ def require_copy(source: str | Path, target: str | Path, *, force: bool) -> Path
         raise InputError(f"The output {path} is not named {' or '.join(possible)}. Choose such a name.")
     if path.suffix != ".zarr":
         return require_writable(path, force=force, suffix=path.suffix, inputs=[given])
+    require_folder(path.absolute().parent)
     if os.path.exists(path) and os.path.exists(given) and path.samefile(given):
         raise InputError(f"The output {path} is the store to read. Choose another name for the output.")
     if path.exists() and not force:
         raise InputError(f"{path} exists. Choose another name, or pass --force to replace it.")
-    if path.exists() and not is_store(path):
-        raise InputError(f"{path} is a folder of something else: it has no zarr.json. Choose another name.")
-    require_folder(path.absolute().parent)
+    if path.exists():
+        require_store(path)
     return path
 
 
-def is_store(path: Path) -> bool:
-    """Whether a folder is a zarr store, or empty."""
-    return path.is_dir() and (
-        any((path / name).is_file() for name in ("zarr.json", ".zgroup")) or not any(path.iterdir())
-    )
+_NODE = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+_CHUNK = re.compile(r"c|(c[/.])?\d+([/.]\d+)*")
+
+
+def require_store(path: Path) -> None:
+    """Refuse to replace a folder that is not a zarr store through and through, nor empty.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Says what else is in it.
+    """
+    if not path.is_dir():
+        raise InputError(f"The output {path} is a file. Choose another name.")
+    if any(path.iterdir()) and not _is_node(path):
+        raise InputError(f"{path} is a folder of something else: it has no zarr.json. Choose another name.")
+    for place, folders, files in os.walk(path):
+        folder = Path(place)
+        node = next(each for each in (folder, *folder.parents) if each == path or _is_node(each))
+        links = [name for name in folders if (folder / name).is_symlink()]
+        for name in (*links, *files):
+            within = (folder / name).relative_to(node).as_posix()
+            if name in links or not (within in _NODE or _CHUNK.fullmatch(within)):
+                raise InputError(
+                    f"{folder / name} is no part of the zarr store {path}, which is to be replaced. Move it away, or "
+                    "choose another name for the output."
+                )
+
+
+def _is_node(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 @contextmanager
@@ -168,36 +197,48 @@ def copied(source: Path, target: Path) -> Iterator[Any]:
     Raises
     ------
     rvqa.errors.InputError
-        No permission, or no space.
+        No permission, no space, or a source that changes in the meantime.
     """
+    watch = Watch(source)
     obs = obs_of(source)  # of a file that cannot be read, say so
     if target.suffix == ".zarr":
         import zarr
 
         with whole_directory(target) as whole:
-            shutil.copytree(source, whole, dirs_exist_ok=True)
+            _copy_files(source, whole)
             group = zarr.open_group(whole, mode="r+", use_consolidated=False)
             told = group.metadata.consolidated_metadata is not None or (whole / ".zmetadata").exists()
             require_room(group, obs)
             yield group
             if told or _is_consolidated(whole):
                 zarr.consolidate_metadata(whole)
+            watch.require_unchanged()
         return
     with whole_file(target) as scratch:
         if source.suffix == target.suffix and not is_tenx(source):
             shutil.copyfile(source, scratch)
         elif source.suffix == ".h5mu":
-            with h5py.File(source) as given, h5py.File(scratch, "w") as made:
+            with h5py.File(source) as given, hdf5_file(scratch, "w") as made:
                 root = anndata_root(source, given)
                 for name in root:
                     root.copy(name, made)
                 made.attrs.update(root.attrs)
         else:
             _converted(source, scratch)
-        with h5py.File(scratch, "r+") as file:
+        with hdf5_file(scratch, "r+") as file:
             root = anndata_root(source, file)
             require_room(root, obs)
             yield root
+        watch.require_unchanged()
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy a folder: what is in its files, and nothing of who may write them."""
+    for place, _, files in os.walk(source, followlinks=True):
+        made = target / os.path.relpath(place, source)
+        made.mkdir()
+        for name in files:
+            shutil.copyfile(os.path.join(place, name), made / name)
 
 
 def is_tenx(path: Path) -> bool:
@@ -301,9 +342,9 @@ def _converted(source: Path, target: Path) -> None:
     for part, held in rest.items():
         for name in held:
             del getattr(adata, part)[name]
-    adata.write_h5ad(target, compression="gzip")
+    write_anndata(adata, target)
     lost = []
-    with h5py.File(target, "r+") as made:
+    with hdf5_file(target, "r+") as made:
         for part, held in rest.items():
             for name, value in held.items():
                 try:

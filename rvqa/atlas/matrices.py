@@ -5,15 +5,14 @@ stop)`, which cuts rows so that each part has about `ENTRIES` entries.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from rvqa.atlas.hdf5 import Dataset1D, read_slice
+from rvqa.atlas import memory, stores
+from rvqa.atlas.hdf5 import Dataset
 from rvqa.counts import canonical_csr, native, sampled_rows
 from rvqa.errors import InputError
 
@@ -47,10 +46,19 @@ class Matrix(Protocol):
 
 
 class Compressed:
-    """CSR in arrays with a `read(start, stop)` each."""
+    """CSR in arrays with a `dtype` and `read(start, stop)` each.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        The arrays contradict each other, or hold no numbers.
+    """
 
     def __init__(self, indptr: Any, indices: Any, data: Any, shape: tuple[int, int]) -> None:
         self.indptr, self.indices, self.data, self.shape = indptr, indices, data, shape
+        native(np.zeros(0, data.dtype))
+        if odd := [each.dtype for each in (indptr, indices) if each.dtype.kind not in "iu"]:
+            raise InputError(f"The sparse matrix is broken: its places have the type {odd[0]}. Write the file anew.")
         if len(indptr) != shape[0] + 1 or len(indices) != len(data):
             raise InputError(
                 f"The sparse matrix is broken: {len(indptr):,} row pointers for {shape[0]:,} cells, {len(indices):,} "
@@ -65,12 +73,21 @@ class Compressed:
                 f"The sparse matrix is broken: row pointers of cells {start:,} to {stop:,} decrease or leave its "
                 f"{len(self.data):,} values. Write the file anew."
             )
+        most = max(ENTRIES, self.shape[1])
+        if (long := np.flatnonzero(np.diff(indptr) > most)).size:
+            cell, entries = start + int(long[0]), int(np.diff(indptr)[long[0]])
+            raise InputError(
+                f"The sparse matrix is broken: cell {cell:,} has {entries:,} values, but there are {self.shape[1]:,} "
+                "genes. Write the file anew."
+            )
         return indptr
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows from start to stop."""
         indptr = self.pointers(start, stop)
         span = int(indptr[0]), int(indptr[-1])
+        each = self.indices.dtype.itemsize + self.data.dtype.itemsize
+        memory.require(2 * each * (span[1] - span[0]), f"{stop - start:,} cells with {span[1] - span[0]:,} values")
         return Rows(indptr - indptr[0], native(self.indices.read(*span)), native(self.data.read(*span)))
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -165,7 +182,7 @@ def whole(matrix: Matrix) -> np.ndarray | sp.csr_matrix:
     """
     if isinstance(matrix, Dense) and not sp.issparse(rows := matrix.read(0, matrix.shape[0])):
         return native(rows)
-    return rows_of(matrix, np.arange(matrix.shape[0]))
+    return as_csr(matrix.rows(0, matrix.shape[0]), matrix.shape[1])
 
 
 def as_csr(rows: Rows, columns: int) -> sp.csr_matrix:
@@ -188,14 +205,16 @@ class Array:
     """An array in memory or on disk, or of zarr, with `read`."""
 
     def __init__(self, array: Any) -> None:
-        self.array = array
+        self.array, self.dtype = array, array.dtype
 
     def __len__(self) -> int:
         return self.array.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Elements from start to stop."""
-        return np.asarray(self.array[start:stop])
+        if isinstance(self.array, np.ndarray):
+            return self.array[start:stop]
+        return stores.read(self.array, start, stop)
 
 
 def of_hdf5(stored: h5py.Group | h5py.Dataset) -> Matrix | None:
@@ -209,12 +228,11 @@ def of_hdf5(stored: h5py.Group | h5py.Dataset) -> Matrix | None:
     if isinstance(stored, h5py.Dataset):
         if stored.ndim != 2:
             raise InputError(f"{stored.name} has {stored.ndim} axes; expected cells by genes.")
-        return Dense(lambda start, stop: read_slice(stored, start, stop), tuple(stored.shape))
+        native(np.zeros(0, stored.dtype))
+        dense = Dataset(stored)
+        return Dense(dense.read, (int(dense.shape[0]), int(dense.shape[1])))
     shape = _sparse_shape(stored)
-    if shape is None:
-        return None
-    indptr, indices, data = (Dataset1D(stored[name]) for name in ("indptr", "indices", "data"))
-    return Compressed(indptr, indices, data, shape)
+    return None if shape is None else Compressed(*parts_of(stored), shape)
 
 
 def of_zarr(stored: Any) -> Matrix | None:
@@ -222,24 +240,31 @@ def of_zarr(stored: Any) -> Matrix | None:
     import zarr
 
     if isinstance(stored, zarr.Array):
-        with compiled_codecs():
+        if stored.ndim != 2:
+            raise InputError(f"{stored.name} has {stored.ndim} axes; expected cells by genes.")
+        native(np.zeros(0, stored.dtype))
+        with stores.compiled_codecs():
             dense = zarr.open_array(stored.store_path, mode="r")
-        return Dense(lambda start, stop: np.asarray(dense[start:stop]), (stored.shape[0], stored.shape[1]))
+        return Dense(lambda start, stop: stores.read(dense, start, stop), (stored.shape[0], stored.shape[1]))
     shape = _sparse_shape(stored)
-    if shape is None:
-        return None
-    with compiled_codecs():
-        indptr, indices, data = (Array(stored[name]) for name in ("indptr", "indices", "data"))
-    return Compressed(indptr, indices, data, shape)
+    return None if shape is None else Compressed(*parts_of(stored), shape)
 
 
-def compiled_codecs() -> AbstractContextManager[Any]:
-    """Have zarr arrays that are opened meanwhile read by `zarrs`, without an event loop in Python, where it is here."""
-    import zarr
+def parts_of(group: Any) -> tuple[Any, Any, Any]:
+    """Pointers, places and values of a sparse matrix of HDF5 or zarr, each with `dtype`, a length and `read`.
 
-    if find_spec("zarrs") is None:
-        return nullcontext()
-    return zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    Raises
+    ------
+    rvqa.errors.InputError
+        One has not one axis.
+    """
+    with stores.compiled_codecs():
+        stored = [group[name] for name in ("indptr", "indices", "data")]
+    for each in stored:
+        if each.ndim != 1:
+            raise InputError(f"The sparse matrix is broken: {each.name} has {each.ndim} axes. Write the file anew.")
+    indptr, indices, data = map(Dataset if isinstance(group, h5py.Group) else Array, stored)
+    return indptr, indices, data
 
 
 def of_lazy(stored: Any) -> Matrix:
@@ -273,5 +298,7 @@ def _sparse_shape(group: Any) -> tuple[int, int] | None:
 
 def stored_shape(group: Any) -> tuple[int, int]:
     """Cells and genes of a sparse matrix in a group, of any age."""
-    cells, genes = (int(n) for n in group.attrs["shape" if "shape" in group.attrs else "h5sparse_shape"])
-    return cells, genes
+    stated = np.asarray(group.attrs["shape" if "shape" in group.attrs else "h5sparse_shape"])
+    if stated.shape != (2,) or stated.dtype.kind not in "iu" or int(stated.min()) < 0:
+        raise InputError(f"{group.name} does not say how many cells and genes it has. Write the file anew.")
+    return int(stated[0]), int(stated[1])

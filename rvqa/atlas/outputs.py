@@ -1,6 +1,7 @@
 """What a finished run is made into: `.rvq`, zarr, parquet, or a copy of the `.h5ad` file; one pass over the parts each.
 
-All are written beside their place and renamed: no reader sees half of one.
+All are written beside their place and renamed, if the inputs are still those that were encoded: no reader sees half of
+one, or one of two inputs.
 """
 
 import json
@@ -16,11 +17,11 @@ from pyarrow import parquet
 
 from rvqa.atlas import rvq
 from rvqa.atlas.append import EarlierPart
-from rvqa.atlas.keys import Keys, child, copied, is_store
+from rvqa.atlas.keys import Keys, child, copied, require_store
 from rvqa.atlas.sources import Given
+from rvqa.checked_hdf5 import require_taken
 from rvqa.errors import InputError
-from rvqa.files import require_folder, whole_file
-from rvqa.model import whole_directory
+from rvqa.files import require_folder, whole_directory, whole_file
 
 if TYPE_CHECKING:
     from rvqa.atlas.run import Encoder
@@ -46,6 +47,7 @@ def require_output(out: str | Path, files: Sequence[Given], *, force: bool, in_p
             f"The output {target} is a copy of its input, with codes; that needs one .h5ad file as input. Choose .rvq, "
             ".zarr or .parquet."
         )
+    require_folder(target.absolute().parent)
     exists = os.path.exists(target)
     same = any(exists and os.path.exists(path) and target.samefile(path) for path in paths)
     if same and not in_place:
@@ -59,9 +61,8 @@ def require_output(out: str | Path, files: Sequence[Given], *, force: bool, in_p
         raise InputError(f"{target} exists. Choose another name, or pass --force to replace it.")
     if exists and target.is_dir() != (target.suffix == ".zarr"):
         raise InputError(f"The output {target} is a {'folder' if target.is_dir() else 'file'}. Choose another name.")
-    if exists and target.is_dir() and not is_store(target):
-        raise InputError(f"{target} is a folder of something else: it has no zarr.json. Choose another name.")
-    require_folder(target.absolute().parent)
+    if exists and target.is_dir():
+        require_store(target)
     return target
 
 
@@ -70,6 +71,7 @@ def _write_rvq(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[st
     with whole_file(target) as scratch:
         codes = (block for part in parts for block in rvq.parts_of(part))
         rvq.write(scratch, codes, _tables(parts), manifest, **sizes)
+        encoder.require_unchanged()
 
 
 def _write_zarr(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[str, Any], model: str) -> None:
@@ -82,8 +84,10 @@ def _write_zarr(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[s
         group = zarr.open_group(whole, mode="w", zarr_format=3)
         group.attrs["rvqa"] = manifest
         shape = (cells, manifest["levels"])
+        every: Any = {"write_empty_chunks": True}  # or zeros could not be told from what is missing
+        shards = (-(-shard // chunk) * chunk, shape[1])
         codes = group.create_array(
-            "codes", shape=shape, dtype="uint8", chunks=(chunk, shape[1]), shards=(-(-shard // chunk) * chunk, shape[1])
+            "codes", shape=shape, dtype="uint8", chunks=(chunk, shape[1]), shards=shards, config=every
         )
         columns: dict[str, Any] = {}
         at = 0
@@ -94,9 +98,10 @@ def _write_zarr(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[s
                 if name not in columns:
                     path = "obs_names" if name == "cell" else f"obs/{name}"
                     dtype = "string" if values.dtype.kind in "UO" else values.dtype
-                    columns[name] = group.create_array(path, shape=(cells,), dtype=dtype, chunks=(shard,))
+                    columns[name] = group.create_array(path, shape=(cells,), dtype=dtype, chunks=(shard,), config=every)
                 columns[name][at:stop] = values
             at = stop
+        encoder.require_unchanged()
 
 
 def _write_parquet(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[str, Any], model: str) -> None:
@@ -115,6 +120,7 @@ def _write_parquet(target: Path, parts: Parts, encoder: "Encoder", manifest: dic
             writer.write_table(table.cast(schema))
         if writer is not None:
             writer.close()
+        encoder.require_unchanged()
 
 
 def _write_h5ad(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[str, Any], model: str) -> None:
@@ -131,8 +137,10 @@ def _write_h5ad(target: Path, parts: Parts, encoder: "Encoder", manifest: dict[s
             for codes_NM in rvq.parts_of(part):
                 codes[at : at + len(codes_NM)] = codes_NM
                 latent[at : at + len(codes_NM)] = tokenizer.quantized_latent(codes_NM)
+                require_taken(root)
                 at += len(codes_NM)
         Keys(facts={"coverage": encoder.coverage[0], "model": model}).add_to_file(root)
+        encoder.require_unchanged()
 
 
 def _dataset(group: h5py.Group, name: str, shape: tuple[int, int], dtype: Any) -> h5py.Dataset:

@@ -8,16 +8,12 @@ Within a task, threads take blocks of rows from start to end: each reads, decomp
 its own, so that reading, arithmetic and writing overlap without one waiting for another.
 """
 
-import fcntl
-import json
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +27,11 @@ from rvqa import counts as counting
 from rvqa.atlas import rvq
 from rvqa.atlas.device import Lanes
 from rvqa.atlas.matrices import Rows, as_csr
+from rvqa.atlas.parts import Task, Work
 from rvqa.atlas.sources import Given, Layers, Source, anndata_of, expand, layer_of, open_source, read_cells
+from rvqa.atlas.watch import InputChanged, Watch, watched
 from rvqa.errors import InputError, about
-from rvqa.files import resumable, warn_of_repeated, whole_file, writing
+from rvqa.files import warn_of_repeated
 from rvqa.genes import align, match_columns, refuse_transposed
 from rvqa.kernels import ops, registry
 from rvqa.obs import total_counts
@@ -51,16 +49,6 @@ class Settings:
     library_size_key: str | None = None
     obs: tuple[str, ...] = ()
     cells: int = CELLS
-
-
-@dataclass(frozen=True)
-class Task:
-    """Some cells of one source."""
-
-    number: int
-    source: int
-    start: int
-    stop: int
 
 
 def default_threads(cores: int | None = None) -> int:
@@ -90,10 +78,12 @@ class Encoder:
         scratch: Path,
         say: Callable[[str], None] = lambda text: None,
         look: bool = True,
+        watches: Sequence[Watch | None] | None = None,
     ) -> None:
-        """`look` at every source as a whole, before any work; see `Source.require_counts`."""
+        """`look` at every source as a whole, before any work; see `Source.require_counts`. `watches`: one a source."""
         self.tokenizer, self.settings, self.lanes = tokenizer, settings, Lanes(device)
         there = tokenizer if self.lanes.device.type == "cpu" else deepcopy(tokenizer).to(self.lanes.device)
+        self.watches = watches or watched(given)
         self.sources = [open_source(each, layer=settings.layer, scratch=scratch, say=say) for each in given]
         self.carried = rvq.stored_names(settings.obs, tokenizer.config.levels)
         self._ready: dict[int, _Panel] = {}
@@ -108,6 +98,18 @@ class Encoder:
                 self.coverage.append(self._ready[at].alignment.report() | {"counts_from": source.place})
                 for key in (*settings.obs, *filter(None, [settings.library_size_key])):
                     source.column(key, 0, min(1, source.n_cells))
+
+    def require_unchanged(self, source: int | None = None) -> None:
+        """Make sure that a file is still that which was opened, soon; without a number all files, for certain.
+
+        Raises
+        ------
+        rvqa.atlas.watch.InputChanged
+            It is another.
+        """
+        for watch in self.watches if source is None else [self.watches[source]]:
+            if watch is not None:
+                watch.require_unchanged(soon=source is not None)
 
     def manifest(self) -> dict[str, Any]:
         """Everything the codes depend on."""
@@ -162,13 +164,14 @@ class Encoder:
         """Names and carried columns of the cells of a task."""
         source = self.sources[task.source]
         with about(source.name):
-            columns = {"cell": source.column(None, task.start, task.stop).astype(str)}
+            columns = {"cell": source.column(None, task.start, task.stop)}
             for key, name in self.carried.items():
                 columns[name] = _storable(source.column(key, task.start, task.stop))
-        return pa.table({name: pa.array(values) for name, values in columns.items()})
+        kinds = {name: pa.string() if values.dtype.kind == "O" else None for name, values in columns.items()}
+        return pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
 
     def _given_depth(self, source: Source, key: str, stored_N: np.ndarray, start: int, stop: int) -> np.ndarray:
-        obs = pd.DataFrame({key: source.column(key, start, stop)}, index=source.column(None, start, stop).astype(str))
+        obs = pd.DataFrame({key: source.column(key, start, stop)}, index=source.column(None, start, stop))
         return total_counts(anndata_of(obs=obs), key, stored_N)
 
     def _refuse(self, source: Source, rows: Rows, start: int, stop: int) -> None:
@@ -214,98 +217,6 @@ def _storable(values: np.ndarray) -> np.ndarray:
     return values if wide is None else values.astype(wide)
 
 
-# Parts
-
-
-class Work:
-    """The folder of a run's finished parts; one run at a time.
-
-    Parameters
-    ----------
-    folder
-        Made if it is not there.
-
-    Raises
-    ------
-    rvqa.errors.InputError
-        Another run is at it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise InputError(f"Another run is writing into {folder}. Wait for it, or choose another output.") from error
-
-    def bind(self, manifest: dict[str, Any]) -> None:
-        """Go on with the parts of the same run, or begin.
-
-        Raises
-        ------
-        rvqa.errors.InputError
-            The folder is of another run.
-        """
-        told = self.folder / "manifest.json"
-        if not told.is_file():
-            with whole_file(told, output=False) as scratch:
-                scratch.write_text(json.dumps(manifest, sort_keys=True, indent=1), encoding="utf-8")
-        elif difference := _difference(json.loads(told.read_text(encoding="utf-8")), manifest):
-            raise InputError(
-                f"{self.folder} has parts of another run: {difference}. Give the same model, files and settings to go "
-                "on with it, or remove that folder to begin anew."
-            )
-
-    def part(self, task: Task) -> Path:
-        """File of the codes of a task."""
-        return self.folder / f"part-{task.number:08d}.rvq"
-
-    def missing(self, tasks: Sequence[Task]) -> list[Task]:
-        """Tasks without a part; one that is damaged is made again."""
-        left = []
-        for task in tasks:
-            try:
-                rvq.RvqFile.open(self.part(task)).verify()
-            except InputError:
-                left.append(task)
-        return left
-
-    def keep(self, task: Task, codes_NM: np.ndarray, table: pa.Table, *, entries: int) -> None:
-        """Write a part, whole or not at all."""
-        cells, levels = codes_NM.shape
-        with whole_file(self.part(task), output=False) as scratch:
-            rvq.write(scratch, [codes_NM], [table], {"task": asdict(task)}, cells=cells, levels=levels, entries=entries)
-
-    def close(self, *, finished: bool) -> None:
-        """Let go of the folder; for good where the run has ended or there is nothing worth going on from."""
-        if finished or not (any(self.folder.glob("part-*.rvq")) or any(self.folder.glob("rows-*/indptr.npy"))):
-            shutil.rmtree(self.folder)
-        else:
-            resumable.append(self.folder)
-        os.close(self._lock)
-
-
-def _difference(there: Any, here: Any, at: str = "") -> str:
-    """First thing in which two manifests differ, in words."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted({*there, *here}):
-            if found := _difference(there.get(key), here.get(key), f"{at}.{key}" if at else key):
-                return found
-        return ""
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for i, (one, other) in enumerate(zip(there, here, strict=True)):
-            if found := _difference(one, other, f"{at}[{i}]"):
-                return found
-        return ""
-    if isinstance(there, list) and isinstance(here, list):
-        return f"{at} has {len(there)} entries there, {len(here)} here"
-    return "" if there == here else f"{at} is {there!r} there, {here!r} here"
-
-
 # The loop
 
 
@@ -322,7 +233,9 @@ def encode_tasks(
 
     def finish() -> None:
         task, blocks, table = waiting.popleft()
-        done(task, np.concatenate([block.result() for block in blocks]), table.result())
+        codes_NM, table = np.concatenate([block.result() for block in blocks]), table.result()
+        encoder.require_unchanged(task.source)  # before anything is kept
+        done(task, codes_NM, table)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="rvqa-encode", initializer=alone)
     try:
@@ -407,8 +320,11 @@ def encode_files(
     earlier = Earlier(target) if append and target.exists() else None
     folder = target.with_name(f"{target.name}.parts")
     work, finished, short = Work(folder), False, False
+    encoder = None
     try:
-        encoder = Encoder(files, tokenizer, settings, device=device, scratch=folder, say=say)
+        watches = watched(files)
+        work.begin([watch.identity() if watch else {} for watch in watches])
+        encoder = Encoder(files, tokenizer, settings, device=device, scratch=folder, say=say, watches=watches)
         for key, name in encoder.carried.items():
             if key != name:
                 say(f"obs[{key!r}] is carried along as {name!r}: the output has a column {key!r} of its own")
@@ -417,7 +333,7 @@ def encode_files(
         work.bind(manifest | ({} if earlier is None else {"appended_to": earlier.fingerprint()}))
         tasks = encoder.tasks()
         short = len(tasks) == 1 and earlier is None  # done again as fast as gone on with
-        left = work.missing(tasks)
+        left = work.missing(tasks, tokenizer.config)
         cells = manifest["cells"]
         todo = sum(task.stop - task.start for task in left)
         done_cells = cells - todo
@@ -441,6 +357,12 @@ def encode_files(
         encoded = time.perf_counter() - started
         WRITERS[target.suffix](target, parts, encoder, whole, model)
         finished = True
+    except Exception as error:
+        finished = True  # where an input has changed, what is kept is of no use
+        if encoder is not None and not isinstance(error, InputChanged):
+            encoder.require_unchanged()
+        finished = isinstance(error, InputChanged)
+        raise
     finally:
         work.close(finished=finished or short)
     return {

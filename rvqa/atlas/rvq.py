@@ -37,7 +37,10 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from rvqa.errors import InputError
+from rvqa.atlas import cell_tables
+from rvqa.atlas.manifest import REPAIR, require_sizes
+from rvqa.errors import InputError, about
+from rvqa.json_text import object_of
 
 OWN_COLUMNS = ("cell", "file")
 """Columns of the table of cells that are ours: names, and the file each cell is from."""
@@ -46,7 +49,6 @@ MAGIC = b"\x93RVQ\r\n\x1a\n"
 VERSION = 1
 BLOCK = 65_536
 _HEADER = struct.Struct("<8sIHHQIIQQII68xI")
-_DAMAGED = "Copy it again, or make it anew."
 
 
 def stored_names(columns: Iterable[str], levels: int) -> dict[str, str]:
@@ -88,6 +90,12 @@ def as_integers(bytes_NB: np.ndarray) -> np.ndarray:
     wide_N8 = np.zeros((len(bytes_NB), 8), dtype=np.uint8)
     wide_N8[:, : bytes_NB.shape[1]] = bytes_NB
     return wide_N8.view("<u8")[:, 0]
+
+
+def require_codes(codes_NM: np.ndarray, entries: int, path: Path) -> None:
+    """Refuse codes that stand for no codeword."""
+    if (most := int(codes_NM.max(initial=0))) >= entries:
+        raise InputError(f"{path} has the code {most}; expected 0 to {entries - 1}. {REPAIR}")
 
 
 def cell_bytes(levels: int, entries: int) -> int:
@@ -225,18 +233,23 @@ class RvqFile:
             if head[:8] != MAGIC[: len(head)] or len(head) < 8:
                 raise InputError(f"{file} is not a .rvq file. Make one with `rvqa encode CELLS -m MODEL -o CODES.rvq`.")
             if len(head) < _HEADER.size:
-                raise InputError(f"{file} is cut short: {len(head)} bytes. {_DAMAGED}")
+                raise InputError(f"{file} is cut short: {len(head)} bytes. {REPAIR}")
             _, version, levels, entries, cells, size, block, table, text, *crcs, crc = _HEADER.unpack(head)
             if zlib.crc32(head[:-4]) != crc:
-                raise InputError(f"The header of {file} is damaged. {_DAMAGED}")
-            if version != VERSION or block != BLOCK or size != cell_bytes(levels, entries):
+                raise InputError(f"The header of {file} is damaged. {REPAIR}")
+            if version != VERSION or block != BLOCK:
                 raise InputError(f"{file} has format version {version}; this rvqa reads version {VERSION}.")
+            require_sizes(levels, entries, file)
+            with about(file):
+                expected = cell_bytes(levels, entries)
+            if size != expected:
+                raise InputError(f"{file} has {size} bytes a cell for {levels} levels of {entries} codes. {REPAIR}")
             sums = 4 * -(-cells // BLOCK)
             at = _HEADER.size + cells * size + sums
             there = file.stat().st_size
             if there != at + table + text:
                 raise InputError(
-                    f"{file} is cut short or was added to: {there:,} of {at + table + text:,} bytes. {_DAMAGED}"
+                    f"{file} is cut short or was added to: {there:,} of {at + table + text:,} bytes. {REPAIR}"
                 )
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         return cls(file, cells, levels, entries, mapped, (at, table, crcs[0]), (at + table, text, crcs[1]))
@@ -249,21 +262,36 @@ class RvqFile:
         return np.frombuffer(self._map, dtype=np.uint8, count=count, offset=_HEADER.size).reshape(-1, size)
 
     def codes(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Codes uint8 [n, M] of some cells."""
-        return unpack(self.packed[rows], self.levels, self.entries)
+        """Codes uint8 [n, M] of some cells.
+
+        Raises
+        ------
+        rvqa.errors.InputError
+            A code is K or more, which bits have room for where K is not a power of two.
+        """
+        codes_NM = unpack(self.packed[rows], self.levels, self.entries)
+        if 1 << _bits(self.entries) > self.entries:
+            require_codes(codes_NM, self.entries, self.path)
+        return codes_NM
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the file says of itself: model, inputs, settings."""
-        return json.loads(bytes(self._section(self._manifest, "manifest")))
+        return object_of(self._section(self._manifest, "manifest"), f"The manifest of {self.path}", REPAIR)
 
     def table(self) -> pa.Table | None:
-        """Table of cells, None where there is none."""
+        """Table of cells, None where there is none.
+
+        Raises
+        ------
+        rvqa.errors.InputError
+            Damaged, or made to do harm: a checksum that agrees proves nothing there.
+        """
         stored = self._section(self._table, "table of cells")
-        return pa.ipc.open_file(pa.BufferReader(stored)).read_all() if len(stored) else None
+        return cell_tables.of_ipc(stored, self.n_cells, self.path) if len(stored) else None
 
     def verify(self) -> None:
-        """Compare every checksum.
+        """Compare every checksum, and read the manifest and the table of cells.
 
         Raises
         ------
@@ -275,14 +303,14 @@ class RvqFile:
         for i, expected in enumerate(sums):
             rows = slice(i * BLOCK, min((i + 1) * BLOCK, self.n_cells))
             if zlib.crc32(self.packed[rows].data) != expected:
-                raise InputError(f"{self.path} is damaged in cells {rows.start:,} to {rows.stop:,}. {_DAMAGED}")
-        _ = self.manifest, self._section(self._table, "table of cells")
+                raise InputError(f"{self.path} is damaged in cells {rows.start:,} to {rows.stop:,}. {REPAIR}")
+        _ = self.manifest, self.table()
 
     def _section(self, where: tuple[int, int, int], name: str) -> memoryview:
         at, size, crc = where
         stored = memoryview(self._map)[at : at + size]
         if zlib.crc32(stored) != crc:
-            raise InputError(f"The {name} of {self.path} is damaged. {_DAMAGED}")
+            raise InputError(f"The {name} of {self.path} is damaged. {REPAIR}")
         return stored
 
 

@@ -8,7 +8,6 @@ import glob
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,16 +21,24 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
-from rvqa.atlas import matrices, tenx
+from rvqa.atlas import matrices, memory, tenx
 from rvqa.atlas.frames import Frame, stored_frame
+from rvqa.atlas.heaps import require_heaps
+from rvqa.atlas.links import require_own
+from rvqa.atlas.stores import require_inside
 from rvqa.atlas.transpose import transposed
-from rvqa.counts import AUTO, MatrixKind, find_counts, inspect_matrix, require_counted
+from rvqa.atlas.watch import Watch
+from rvqa.counts import AUTO, MatrixKind, find_counts, inspect_matrix, native, require_counted
 from rvqa.errors import InputError, InputWarning, about
 from rvqa.features import gene_features, with_kinds
 from rvqa.files import DIAGNOSED, HDF5_SUFFIXES, UNREADABLE, reading, require_anndata, require_hdf5, warn_of_repeated
 from rvqa.obs import nearest
+from rvqa.temporaries import scratch_folder
 
 Given: TypeAlias = str | Path | AnnData
+
+FEATURE = 1000
+"""Bytes that a feature's names take, in the tables and lists by which genes are found."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +308,7 @@ def obs_of(path: str | Path) -> Frame:
         else:
             if (market := tenx.find_matrix_market(file)) is not None:
                 return _tenx_obs(tenx.open_matrix_market(market))
-            opened = h5py.File(require_hdf5(file))
+            opened = _hdf5(file)
             if tenx.is_tenx(opened):
                 return _tenx_obs(tenx.open_tenx(opened))
             root = anndata_root(file, opened)
@@ -322,7 +329,7 @@ def read_results(path: str | Path) -> AnnData:
     """
     file = Path(path)
     with about(file), reading(file):
-        root = anndata_root(file, _zarr(file)[0] if file.suffix == ".zarr" else h5py.File(require_hdf5(file)))
+        root = anndata_root(file, _zarr(file)[0] if file.suffix == ".zarr" else _hdf5(file))
         obs, _ = stored_frame(root["obs"], root.get("uns")).readable()
         adata = anndata_of(obs=obs)
         add_rest(adata, root, ("obsm", "uns"))
@@ -344,30 +351,33 @@ def read_cells(given: str | Path, *, layer: str | Layers | None = None, whole: b
     Raises
     ------
     rvqa.errors.InputError
-        As `open_source`.
+        As `open_source`; a file that is changed while it is read.
 
     Warns
     -----
     rvqa.errors.InputWarning
         Cells share a name, or columns of obs cannot be read.
     """
-    with tempfile.TemporaryDirectory() as scratch, about(given):
-        source = open_source(given, layer=layer, scratch=Path(scratch))
-        warn_of_repeated(Path(given), pd.Index(source.obs.index(0, source.n_cells)), stacklevel=3)
+    with scratch_folder() as scratch, about(given):
+        watch = Watch(given)
+        source = open_source(given, layer=layer, scratch=scratch)
+        warn_of_repeated(Path(given), pd.Index(source.column(None, 0, source.n_cells)), stacklevel=3)
         with reading(Path(given)):
             counted = inspect_matrix(matrices.sample(source.matrix)).kind is MatrixKind.COUNTS
-            return source.in_memory(whole=whole or not counted)
+            adata = source.in_memory(whole=whole or not counted)
+        watch.require_unchanged()
+        return adata
 
 
 def _of_file(path: Path, layer: str | None, scratch: Path, say: Callable[[str], None]) -> Source:
     if path.suffix == ".zarr":
-        file, told, matrix_of = _zarr(path)
+        file, matrix_of = _zarr(path)
     elif (market := tenx.find_matrix_market(path)) is not None:
-        return _of_tenx(path, market.path, layer, tenx.open_matrix_market(market))
+        return _of_tenx(path, layer, tenx.open_matrix_market(market))
     else:
-        file, told, matrix_of = h5py.File(require_hdf5(path)), path, matrices.of_hdf5
+        file, matrix_of = _hdf5(path), matrices.of_hdf5
         if tenx.is_tenx(file):
-            return _of_tenx(path, path, layer, tenx.open_tenx(file))
+            return _of_tenx(path, layer, tenx.open_tenx(file))
     root = anndata_root(path, file)
 
     uns = root.get("uns")
@@ -378,19 +388,15 @@ def _of_file(path: Path, layer: str | None, scratch: Path, say: Callable[[str], 
         if matrix is None:
             name = path.name if at == place else f"{path.name}-{at}"
             matrix = transposed(stored, scratch, name=name, say=say)
-        var = stored_frame(genes, uns, "var").readable()[0]
+        var = _genes_of(genes, matrix, at, uns)
         if at == "raw.X":
             var = with_kinds(var, stored_frame(root["var"], uns, "var").readable()[0])
-        if len(var) != matrix.shape[1]:
-            raise InputError(
-                f"{at} has {matrix.shape[1]:,} columns, but its table of genes {len(var):,} rows. Write the file anew."
-            )
         return matrix, var
 
     places = _places(root)
     place = _chosen(places, layer, lambda name: _sample(*places[name], matrix_of))
     obs = stored_frame(root["obs"], uns)
-    source = _source(obs, path, place, told, {name: partial(opened, name) for name in places})
+    source = _source(obs, path, place, {name: partial(opened, name) for name in places})
     return replace(source, root=root)
 
 
@@ -413,16 +419,24 @@ def anndata_root(path: Path, file: Any) -> Any:
     return file
 
 
-def _zarr(path: Path) -> tuple[Any, Path, Callable[[Any], matrices.Matrix | None]]:
-    """Root of a store, the file in it whose size and time tell of changes, and what reads its matrices."""
+def _hdf5(path: Path) -> h5py.File:
+    """An open file that keeps to itself."""
+    require_heaps(require_hdf5(path))
+    file = h5py.File(path)
+    require_own(file)
+    return file
+
+
+def _zarr(path: Path) -> tuple[Any, Callable[[Any], matrices.Matrix | None]]:
+    """Root of a store, and what reads its matrices."""
     import zarr
 
     if not path.is_dir():
         raise InputError(f"{path} is not a zarr store: it {'is a file' if path.exists() else 'does not exist'}.")
-    told = [each for name in ("zarr.json", ".zgroup", ".zmetadata") if (each := path / name).exists()]
-    if not told:
+    if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
         raise InputError(f"{path} is not a zarr store: it has no zarr.json or .zgroup.")
-    return zarr.open_group(path, mode="r"), told[0], matrices.of_zarr
+    require_inside(path)
+    return zarr.open_group(path, mode="r"), matrices.of_zarr
 
 
 def _places(file: Any) -> dict[str, tuple[Any, Any]]:
@@ -466,20 +480,35 @@ def _sample(stored: Any, genes: Any, matrix_of: Callable[[Any], matrices.Matrix 
     """Sampled rows of a stored matrix, of its genes; of one stored by genes, its first entries."""
     matrix = matrix_of(stored)
     if matrix is None:
-        return np.asarray(stored["data"][: matrices.ENTRIES]).reshape(1, -1)
-    return matrices.sample(_genes(matrix, stored_frame(genes, name="var").readable()[0])[0])
+        data = matrices.parts_of(stored)[2]
+        return native(data.read(0, min(len(data), matrices.ENTRIES))).reshape(1, -1)
+    return matrices.sample(_genes(matrix, _genes_of(genes, matrix, "The matrix"))[0])
+
+
+def _genes_of(stored: Any, matrix: matrices.Matrix, place: str, uns: Any = None) -> pd.DataFrame:
+    """The table of the columns of a matrix, read where it fits."""
+    table = stored_frame(stored, uns, "var")
+    if len(table) != matrix.shape[1]:
+        raise InputError(
+            f"{place} has {matrix.shape[1]:,} columns, but its table of genes {len(table):,} rows. Write the file anew."
+        )
+    memory.require(FEATURE * len(table), f"The names of {len(table):,} genes")
+    return table.readable()[0]
 
 
 def _source(
     obs: Frame,
     path: Path,
     place: str,
-    told: Path,
     places: Mapping[str, Callable[[], tuple[matrices.Matrix, pd.DataFrame]]],
 ) -> Source:
     """A source of a file, of its genes alone."""
     matrix, var = places[place]()
-    identity = _identity(path, told, matrix, var) | {"place": place}
+    if len(obs) != matrix.shape[0]:
+        raise InputError(
+            f"{place} has {matrix.shape[0]:,} rows, but its table of cells {len(obs):,}. Write the file anew."
+        )
+    identity = _identity(path, matrix, var) | {"place": place}
     matrix, var, left_out = _genes(matrix, var)
     return Source(path.name, matrix, var, obs, identity, path, place, left_out, places=places)
 
@@ -490,10 +519,10 @@ def _genes(matrix: matrices.Matrix, var: pd.DataFrame) -> tuple[matrices.Matrix,
     return (matrices.Chosen(matrix, keep_G), var[keep_G], left_out) if left_out else (matrix, var, left_out)
 
 
-def _of_tenx(path: Path, told: Path, layer: str | None, opened: tenx.Opened) -> Source:
+def _of_tenx(path: Path, layer: str | None, opened: tenx.Opened) -> Source:
     if layer not in (None, AUTO, "X"):
         raise InputError(f"There is no layer {layer!r}: a 10x matrix has none. Leave layer out.")
-    source = _source(_tenx_obs(opened), path, "X", told, {"X": lambda: (opened.matrix, opened.var)})
+    source = _source(_tenx_obs(opened), path, "X", {"X": lambda: (opened.matrix, opened.var)})
     return replace(source, unfiltered=tenx.looks_unfiltered(path, opened.matrix))
 
 
@@ -510,8 +539,8 @@ def _of_anndata(adata: AnnData, layer: str | None) -> Source:
 
     place = _chosen(held, layer, lambda name: matrices.sample(_genes(*opened(name))[0]))
     matrix, var = opened(place)
-    names = np.asarray(adata.obs_names, dtype=str)
-    digest = hashlib.sha256("\0".join([*names, *map(str, var.index)]).encode()).hexdigest()[:16]
+    names = [*map(str, adata.obs_names), *map(str, var.index)]
+    digest = hashlib.sha256("\0".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
     identity = {"name": "", "cells": matrix.shape[0], "genes": matrix.shape[1], "names": digest, "place": place}
     matrix, var, left_out = _genes(matrix, var)
     places = {name: partial(opened, name) for name in held}
@@ -527,13 +556,11 @@ def _lazy(stored: Any) -> matrices.Matrix:
     return matrices.of_lazy(stored) if matrix is None else matrix
 
 
-def _identity(path: Path, told: Path, matrix: matrices.Matrix, var: pd.DataFrame) -> dict[str, Any]:
-    """Name, size and time of a file, with its shape and genes; of a store or folder, of the file `told` in it."""
-    stat = told.stat()
+def _identity(path: Path, matrix: matrices.Matrix, var: pd.DataFrame) -> dict[str, Any]:
+    """Name, size and time of a file, store or folder, with its shape and genes."""
     return {
         "name": path.name,
-        "bytes": stat.st_size,
-        "modified": stat.st_mtime_ns,
+        **Watch(path).identity(),
         "cells": matrix.shape[0],
         "genes": matrix.shape[1],
         "names": hashlib.sha256(json.dumps([str(name) for name in var.index]).encode()).hexdigest()[:16],

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from isal import igzip
 from scipy.io import mminfo, mmread
 
-from rvqa.atlas.hdf5 import Dataset1D
+from rvqa.atlas.hdf5 import Dataset
 from rvqa.atlas.matrices import Array, Compressed
 from rvqa.errors import InputError, about
 from rvqa.files import UNREADABLE, sentence
@@ -56,7 +56,7 @@ class Opened(NamedTuple):
         One row for each gene, indexed by its symbol, which may repeat; columns `gene_ids` and, where the file has
         them, `feature_types` and `genome`.
     names
-        Barcodes, str [cells], which may repeat.
+        Barcodes, objects of str [cells], which may repeat.
     """
 
     matrix: Compressed
@@ -145,7 +145,7 @@ def _opened(group: h5py.Group, symbols: np.ndarray, columns: dict[str, np.ndarra
     if stated.shape != (2,) or stated.dtype.kind not in "iu":
         raise InputError(f"{stated.name} does not hold two whole numbers, genes and cells. Copy the file again.")
     genes, cells = (int(number) for number in stated[()])
-    names = _texts(group, "barcodes").astype(str)
+    names = _texts(group, "barcodes")
     for kind, number in (("gene symbols", len(symbols)), *((key, len(each)) for key, each in columns.items())):
         if number != genes:
             raise InputError(f"The matrix has {genes:,} genes, but the file {number:,} {kind}. Copy the file again.")
@@ -172,14 +172,14 @@ def _require(group: h5py.Group, *parts: str) -> None:
         )
 
 
-def _numbers(group: h5py.Group, name: str, kinds: str) -> Dataset1D:
+def _numbers(group: h5py.Group, name: str, kinds: str) -> Dataset:
     dataset = group[name]
     if dataset.ndim != 1 or dataset.dtype.kind not in kinds:
         raise InputError(
             f"{dataset.name} holds {dataset.dtype} along {dataset.ndim} axes; expected numbers along one. "
             "Copy the file again."
         )
-    return Dataset1D(dataset)
+    return Dataset(dataset)
 
 
 def _texts(group: h5py.Group, name: str) -> np.ndarray:
@@ -288,11 +288,7 @@ def open_matrix_market(files: MatrixMarket) -> Opened:
     named = dict(zip(("gene_ids", "symbol", "feature_types"), (features[each] for each in features), strict=False))
     symbols = pd.Index(named.pop("symbol", features[0]).to_numpy())
     var = pd.DataFrame({key: each.to_numpy() for key, each in named.items()}, index=symbols)
-    return Opened(matrix, var, barcodes[0].to_numpy().astype(str))
-
-
-_DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, EOFError, OverflowError)
-"""What h5py, isal, pandas and scipy raise for damaged files."""
+    return Opened(matrix, var, barcodes[0].to_numpy(dtype=object))
 
 
 def _unpacked(path: Path) -> IO[bytes]:
@@ -323,6 +319,8 @@ class _Text:
         else:
             part = re.sub(rb"(unsigned-)?integer", b"real", self._file.readline(_LINE), flags=re.IGNORECASE)
             self._begun = True
+        if b"\0" in part:  # which makes scipy read beyond its memory
+            raise ValueError("it holds zero bytes")
         self._line = 0 if b"\n" in part else self._line + len(part)
         if self._line > _LINE:
             raise ValueError(f"it has a line of more than {_LINE:,} bytes")
@@ -338,7 +336,7 @@ def _stated(path: Path) -> tuple[int, int, int]:
     try:
         with closing(_Text(path)) as text:
             rows, columns, entries, form, field, symmetry = mminfo(text)
-    except _DAMAGED as error:
+    except UNREADABLE as error:
         raise _refused(path, error, 0) from error
     if (form, symmetry) != ("coordinate", "general") or field != "real":
         values = ": a pattern has no counts" if field == "pattern" else ""
@@ -366,7 +364,7 @@ def _counts(path: Path, entries: int, *, by_genes: bool) -> sp.csr_matrix:
             f"{path} has {entries:,} entries, which do not fit into memory while they are read from text. "
             "Give the .h5 file, or write an .h5ad file elsewhere."
         ) from error
-    except _DAMAGED as error:
+    except UNREADABLE as error:
         raise _refused(path, error, entries) from error
 
 
@@ -399,7 +397,7 @@ def _table(path: Path) -> pd.DataFrame:
         )
     except InputError:
         raise
-    except _DAMAGED as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is damaged: {sentence(error)} Copy or download it again.") from error
     return table.iloc[1:].reset_index(drop=True) if _HEADER.fullmatch(table.iloc[0, 0]) else table
 

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from rvqa.atlas.hdf5 import Dataset1D
-from rvqa.atlas.matrices import Array, Compressed, compiled_codecs, stored_shape
+from rvqa.atlas import memory
+from rvqa.atlas.matrices import Array, Compressed, parts_of, stored_shape
 from rvqa.counts import native
 from rvqa.errors import InputError
-from rvqa.files import whole_file
+from rvqa.files import save_array, whole_file, writing
 
 ENTRIES = 8_000_000
 """Entries in memory at a time."""
@@ -36,9 +35,12 @@ def transposed(group: Any, scratch: Path, *, name: str, say: Callable[[str], Non
         Told what is done.
     """
     cells, genes = stored_shape(group)
-    kind = Dataset1D if isinstance(group, h5py.Group) else Array
-    with compiled_codecs():
-        indptr, indices, data = (kind(group[part]) for part in ("indptr", "indices", "data"))
+    indptr, indices, data = parts_of(group)
+    if odd := [each.dtype for each in (indptr, indices) if each.dtype.kind not in "iu"]:
+        raise InputError(f"{name}: the sparse matrix is broken: its places have the type {odd[0]}.")
+    if len(indptr) != genes + 1:
+        raise InputError(f"{name}: the sparse matrix is broken: {len(indptr):,} column pointers for {genes:,} genes.")
+    memory.require(32 * cells, f"{name}: pointers of {cells:,} cells")
     pointers = indptr.read(0, genes + 1).astype(np.int64)
     entries = len(data)
     if (np.diff(pointers) < 0).any() or pointers[0] != 0 or pointers[-1] != entries or len(indices) != entries:
@@ -48,9 +50,10 @@ def transposed(group: Any, scratch: Path, *, name: str, say: Callable[[str], Non
     if not (folder / "indptr.npy").is_file():
         say(f"{name} is stored by genes (CSC): turning {entries:,} entries into rows on disk first, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
-        indptr_N = _transpose(folder, indices, data, pointers, cells, dtype, name)
+        with writing(folder):
+            indptr_N = _transpose(folder, indices, data, pointers, cells, dtype, name)
         with whole_file(folder / "indptr.npy", output=False) as made:
-            np.save(made, indptr_N)  # the last: without it nothing else counts
+            save_array(made, indptr_N)  # the last: without it nothing else counts
     indptr_N = np.load(folder / "indptr.npy", allow_pickle=False)
     columns = np.memmap(folder / "indices", dtype=np.int32, mode="r") if entries else np.zeros(0, np.int32)
     values = np.memmap(folder / "data", dtype=dtype["count"], mode="r") if entries else np.zeros(0, dtype["count"])
@@ -85,7 +88,7 @@ def _transpose(
             order = np.argsort(bucket, kind="stable")
             ends = np.searchsorted(bucket[order], np.arange(len(bounds)))
             for i, file in enumerate(files):
-                part[order[ends[i] : ends[i + 1]]].tofile(file)
+                file.write(part[order[ends[i] : ends[i + 1]]].data)  # `tofile` does not say why a disk refuses
     finally:
         for file in files:
             file.close()
@@ -93,7 +96,7 @@ def _transpose(
         for i in range(len(files)):
             part = np.fromfile(folder / f"part-{i}", dtype=dtype)
             part = part[np.argsort(part["cell"], kind="stable")]  # genes stay in order
-            part["gene"].tofile(out_indices)
-            part["count"].tofile(out_data)
+            out_indices.write(np.ascontiguousarray(part["gene"]).data)
+            out_data.write(np.ascontiguousarray(part["count"]).data)
             (folder / f"part-{i}").unlink()
     return indptr_N

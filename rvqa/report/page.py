@@ -19,6 +19,7 @@ from typing import Any
 import rvqa
 from rvqa.files import require_writable, whole_file
 from rvqa.report import colours
+from rvqa.serving.engine import without_password
 
 _VOID = frozenset({"meta", "br"})
 _GENERATOR = "rvqa report"
@@ -97,7 +98,8 @@ def number(value: float | None, digits: int = 3) -> str:
 def command_line() -> str:
     """The command that runs now, as a shell reads it."""
     name = Path(sys.argv[0]).name
-    return shlex.join([*(["python", "-m", "rvqa"] if name == "__main__.py" else [name]), *sys.argv[1:]])
+    given = [without_password(each) if "://" in each else each for each in sys.argv[1:]]
+    return shlex.join([*(["python", "-m", "rvqa"] if name == "__main__.py" else [name]), *given])
 
 
 def is_report(path: str | Path) -> bool:

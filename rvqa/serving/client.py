@@ -1,11 +1,12 @@
 """A vLLM server as an engine: prompts go out as ids over HTTP, many at once, and again after a while where it failed.
 
 The server: `vllm serve MODEL --logits-processors rvqa.serving.vllm:CellSpans`; docs/serving.md.
+
+What a server may do to its caller is in `rvqa.serving.connection`; here is what it must say.
 """
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,10 @@ from itertools import groupby, islice
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from rvqa.errors import EngineError, InputError, InputWarning
-from rvqa.serving.engine import Ask, Reply, require_temperature
+from rvqa.json_text import shown
+from rvqa.serving.connection import NETWORK, ROOM, Connections
+from rvqa.serving.engine import Ask, Reply, is_log_probability, require_temperature
 
 if TYPE_CHECKING:
     from rvqa.model import Model
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 _AGAIN = (408, 429, 500, 502, 503, 504)
 """Answers of a server that may go well later."""
 
+_TOKEN, _CHOICE = 512, 1024
+"""Bytes of an answer for each token that was sent or asked for, and for each prompt; vLLM sends about 100 and 300."""
+
 
 class Client:
     """An engine of `rvqa.serving.engine`.
 
-    The environment variable RVQA_API_KEY, where it is set, is sent as a bearer token (`vllm serve --api-key`).
+    The environment variable RVQA_API_KEY, where it is set, is sent as a bearer token (`vllm serve --api-key`); the user
+    and password of "http://user:password@host:8000" are sent in its place.
 
     Parameters
     ----------
@@ -42,7 +47,7 @@ class Client:
     patience
         Seconds to try a call again, with growing pauses, before giving up.
     timeout
-        Seconds to wait for one reply.
+        Seconds for one reply, from the call to its last byte.
 
     Raises
     ------
@@ -53,19 +58,14 @@ class Client:
     def __init__(
         self, model: Model, address: str, *, concurrency: int = 32, patience: float = 60.0, timeout: float = 300.0
     ) -> None:
-        self.address = address.rstrip("/").removesuffix("/v1")
         self.concurrency, self.patience = concurrency, patience
-        key = os.environ.get("RVQA_API_KEY")
-        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self.server = Connections(address, timeout)
+        self.address = self.server.address
         try:
-            httpx.URL(self.address)
-            self.http = httpx.Client(
-                headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout, limits=limits
-            )
-        except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            raise InputError(f"{address!r} or RVQA_API_KEY cannot be used: {error}.") from error
-        self.name = self._served(model.source)
-        self._require_same_tokens(model)
+            self.name = self._served(model.source)
+            self._require_same_tokens(model)
+        finally:
+            self.server.close()
 
     def replies(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         """Answer all asks as replies come in.
@@ -96,6 +96,7 @@ class Client:
         finally:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            self.server.close()
 
     def _calls(self, asks: Sequence[Ask]) -> Iterator[tuple[list[int], list[Ask]]]:
         """Asks that go into one call: what is drawn needs a seed, and so a call, of its own."""
@@ -119,12 +120,14 @@ class Client:
             "add_special_tokens": False,
             "return_token_ids": True,
         }
-        answer = self._again("POST", "/v1/completions", body, patience=self.patience, stopped=stopped)
+        n_tokens = sum(len(prompt) + settings["max_tokens"] for prompt in prompts)
+        most = ROOM + _CHOICE * len(prompts) + _TOKEN * n_tokens
+        answer = self._again("/v1/completions", body, most, stopped)
         try:
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            choices = _in_order(answer["choices"], prompts)
             if first.answers:
-                pairs = zip(choices, first.answers, strict=True)
-                return [(places[0], Reply(scores=[_score(choice, answer) for choice, answer in pairs]))]
+                told = zip(choices, prompts, first.answers, strict=True)
+                return [(places[0], Reply(scores=[_score(choice, prompt, len(end)) for choice, prompt, end in told]))]
             return [(i, Reply(ids=[*choice["token_ids"]])) for i, choice in zip(places, choices, strict=True)]
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             wanted = "prompt_logprobs" if first.answers else "token_ids"
@@ -135,23 +138,22 @@ class Client:
     def _served(self, source: str) -> str:
         """Name of the model on the server."""
         try:
-            models = self._again("GET", "/v1/models", None)["data"]
+            models = self.server.call("GET", "/v1/models", None, most=1 << 20)["data"]
             names = [model["id"] for model in models]
             ours = [model["id"] for model in models if source and source in (model["id"], model.get("root"))]
         except (EngineError, LookupError, TypeError, AttributeError) as error:
             seen = error if isinstance(error, EngineError) else f"{self.address} is no vLLM server."
             raise InputError(f"{seen} Start one with vllm serve {source or 'MODEL'} --logits-processors ...") from error
         if len(ours or names) != 1:
-            raise InputError(
-                f"{self.address} serves {', '.join(names)}; none of them is {source}. Serve that one alone."
-            )
+            served = self.server.shown(", ".join(map(str, names)))
+            raise InputError(f"{self.address} serves {served}; none of them is {source}. Serve that one alone.")
         return str((ours or names)[0])
 
     def _require_same_tokens(self, model: Model) -> None:
         tokens, ids = model.vocabulary.tokens(), range(model.vocabulary.base, model.vocabulary.closer + 1)
         body = {"model": self.name, "prompt": "".join(tokens), "add_special_tokens": False}
         try:
-            answer = self._again("POST", "/tokenize", body)
+            answer = self.server.call("POST", "/tokenize", body, most=1 << 20)
         except EngineError as error:
             if error.status != 404:
                 raise
@@ -161,44 +163,45 @@ class Client:
                 stacklevel=4,
             )
             return
-        seen = answer.get("tokens") if isinstance(answer, dict) else None
-        if seen != list(ids):
+        if answer.get("tokens") != list(ids):
             raise InputError(
                 f"{self.address} reads the cell tokens as other ids than {model.source or 'this model'} has. Serve the "
                 "same directory that is loaded here."
             )
 
-    def _again(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None,
-        *,
-        patience: float = 0.0,
-        stopped: Event | None = None,
-    ) -> Any:
+    def _again(self, path: str, body: dict[str, Any], most: int, stopped: Event) -> dict[str, Any]:
         """Call, and call again while the server cannot be reached or says it may go well later, until `stopped`."""
-        began, pause, stopped = time.monotonic(), 0.25, stopped or Event()
+        began, pause = time.monotonic(), 0.25
         while True:
-            status = None
             try:
-                answer = self.http.request(method, self.address + path, json=body)
-                if answer.is_success:
-                    return answer.json()
-                status = answer.status_code
-                seen = f"{self.address}{path} answered {status}: {answer.text[:300]}."
-                later = status in _AGAIN
-            except (httpx.TransportError, ValueError) as error:
-                seen = f"{self.address} does not answer ({type(error).__name__}: {error})."
-                later = isinstance(error, httpx.TransportError)
-            if not later or time.monotonic() - began + pause > patience or stopped.wait(pause):
-                failed = EngineError(seen)
-                failed.status = status
-                raise failed
+                return self.server.call("POST", path, body, most=most, stopped=stopped)
+            except EngineError as error:
+                later = error.status in _AGAIN or isinstance(error.__cause__, NETWORK)
+                if not later or time.monotonic() - began + pause > self.patience or stopped.wait(pause):
+                    raise
             pause = min(2 * pause, 8.0)
 
 
-def _score(choice: dict[str, Any], answer: Sequence[int]) -> float:
-    """Log probability of the answer that ends a prompt."""
-    last = choice["prompt_logprobs"][-len(answer) :]
-    return sum(place[str(token_id)]["logprob"] for place, token_id in zip(last, answer, strict=True))
+def _in_order(choices: Any, prompts: Sequence[list[int]]) -> list[dict[str, Any]]:
+    """Choices by their index: one for each prompt, and of no other prompt."""
+    by_index = {choice["index"]: choice for choice in choices}
+    ordered = [by_index[i] for i in range(len(prompts))]
+    asked = all(
+        choice.get("prompt_token_ids") in (None, prompt) for choice, prompt in zip(ordered, prompts, strict=True)
+    )
+    if len(choices) != len(prompts) or not asked:
+        raise ValueError
+    return ordered
+
+
+def _score(choice: dict[str, Any], prompt: Sequence[int], n_answer: int) -> float:
+    """Log probability of the answer that ends a prompt; the server must have scored every id of it."""
+    places = choice["prompt_logprobs"][1:]
+    told = [place[str(token_id)]["logprob"] for place, token_id in zip(places, prompt[1:], strict=True)]
+    told = [None, *told][-n_answer:]  # the first id follows nothing
+    for value in told:
+        if not is_log_probability(value):
+            raise EngineError(
+                f"The engine gave the log probability {shown(value)}; expected a finite number, at most 0."
+            )
+    return sum(told)

@@ -1,14 +1,15 @@
 """What rvqa asks of a language model, whichever program runs it: here, vLLM in this process, or a server.
 
 An `Ask` is a prompt and what is wanted after it: the log probabilities of given answers, or an output under a rule of
-`rvqa.grammar`. An engine answers many at once, in any order. With `resume`, replies are kept in a file as they come,
-and the same asks made again are answered from it.
+`rvqa.grammar`. An engine answers many at once, in any order. Each reply is checked against its ask, whichever engine it
+comes from. With `resume`, those that pass are kept in a file, and the same asks made again are answered from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -19,9 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
+from rvqa.checkpoint import read_json
 from rvqa.errors import EngineError, InputError
 from rvqa.files import writing
-from rvqa.grammar import Rule
+from rvqa.grammar import Rule, is_valid_output
+from rvqa.json_text import shown
+from rvqa.prompts import words_ids
 
 if TYPE_CHECKING:
     from rvqa.model import Model
@@ -30,6 +34,28 @@ Ids = tuple[int, ...]
 
 BLOCK = 1 << 15
 """Asks that callers hold in memory at once."""
+
+_ROUNDING = 1e-3
+"""Nats by which rounding can bring the log probability of an answer above 0."""
+
+_LOWEST = -1e9
+"""Nats of the least likely answer: far below any real one, far above what float32 cannot hold."""
+
+_MOST_BYTES = 1 << 24
+"""Longest value that is read from a file of replies."""
+
+_TABLES = {
+    b"about": b"CREATE TABLE about (model TEXT)",
+    b"replies": b"CREATE TABLE replies (ask BLOB PRIMARY KEY, reply TEXT) WITHOUT ROWID",
+}
+"""What a file of replies holds, as SQLite tells it."""
+
+_ADVICE = {
+    "SQLITE_FULL": "Make room, or give a file on another disk.",
+    "SQLITE_BUSY": "Another run writes to it: wait for its end, or give another file.",
+    "SQLITE_READONLY": "Give a file that may be written.",
+    "SQLITE_CANTOPEN": "Give a file in a folder that exists and may be written in.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +134,66 @@ def open_engine(model: Model, engine: str | Engine) -> Engine:
 
         return Client(model, engine)
     raise InputError(
-        f"There is no engine {engine!r}; expected hf, vllm, or a server's address, such as http://host:8000."
+        f"There is no engine {without_password(engine)!r}; expected hf, vllm, or a server's address, such as "
+        "http://host:8000."
     )
+
+
+def without_password(address: str) -> str:
+    """Return an address as it may be shown: `user:password@` becomes `...@`."""
+    return re.sub(r"^([\w=-]*:?//)?.*@", r"\1...@", address, flags=re.DOTALL)
+
+
+def is_log_probability(value: object) -> bool:
+    """Whether a value is a log probability in nats: a finite number, at most 0 up to rounding."""
+    return isinstance(value, int | float) and _LOWEST <= value <= _ROUNDING
+
+
+class Checker:
+    """Says what is wrong with the replies of a model's engine."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.end, self.n_ids = model, model.prompts.end, _n_ids(model)
+
+    def fault(self, ask: Ask, reply: Reply) -> str:
+        """What is wrong with a reply, to follow "The engine"; "" where nothing is."""
+        if ask.answers:
+            if len(reply.scores) != len(ask.answers):
+                return f"gave {len(reply.scores):,} log probabilities for {len(ask.answers):,} answers"
+            for score in reply.scores:
+                if not is_log_probability(score):
+                    return f"gave the log probability {shown(score)}; expected a finite number, at most 0"
+            return ""
+        if len(reply.ids) > ask.max_tokens:
+            return f"wrote {len(reply.ids):,} tokens where it was asked for at most {ask.max_tokens:,}"
+        for each in reply.ids:
+            if type(each) is not int or not 0 <= each < self.n_ids:
+                return f"wrote the id {shown(each)}; the ids of this model are 0 to {self.n_ids - 1:,}"
+        answers = self._answers(ask.rule.choices) if ask.rule.choices else ()
+        whole = is_valid_output(reply.ids, ask.rule, self.model.vocabulary, stop_ids=[self.end], answers=answers)
+        if whole and self.end not in reply.ids[:-1]:
+            return ""
+        wanted = "one cell" if ask.rule.mode == "one_cell" else f"an output of mode {ask.rule.mode!r}"
+        return (
+            f"wrote {shown(self.model.text_tokenizer.decode(reply.ids))}, which is not {wanted}. Start the server "
+            "with --logits-processors rvqa.serving.vllm:CellSpans"
+        )
+
+    @lru_cache(maxsize=4)  # noqa: B019  # lives as long as one `gather`
+    def _answers(self, choices: tuple[str, ...]) -> list[list[int]]:
+        return words_ids(self.model.text_tokenizer, choices)
+
+
+def _n_ids(model: Model) -> int:
+    """Number of ids that a language model can write: rows of its output matrix, some of which may have no token."""
+    if model.network is not None:
+        return int(model.network.get_output_embeddings().weight.shape[0])
+    path = Path(model.source) / "config.json"
+    config = read_json(path)
+    n_ids = config.get("text_config", config).get("vocab_size")
+    if not isinstance(n_ids, int):
+        raise InputError(f"{path} does not say how many ids the model has (vocab_size). Save the model again.")
+    return n_ids
 
 
 def gather(
@@ -140,11 +224,12 @@ def gather(
     InputError
         `resume` is no such file, or is of another model.
     rvqa.errors.EngineError
-        The engine stopped; says how many replies there are and how to go on.
+        The engine stopped, or a reply is not what was asked for; says how many replies there are and how to go on.
     """
+    checker = Checker(model)
     replies: list[Reply | None] = [None] * len(asks)
     bar = tqdm(total=len(asks), disable=True) if bar is None else bar
-    with nullcontext() if resume is None else closing(Kept(Path(resume), model)) as store:
+    with nullcontext() if resume is None else closing(Kept(Path(resume), checker)) as store:
         if store is not None:
             for i, reply in store.find(asks):
                 replies[i] = reply
@@ -153,11 +238,15 @@ def gather(
         bar.update(done)
         try:
             for place, reply in engine.replies([asks[i] for i in left]) if left else ():
+                if fault := checker.fault(asks[left[place]], reply):
+                    raise EngineError(f"The engine {fault}.")
                 replies[left[place]] = reply
                 if store is not None:
                     store.keep(asks[left[place]], reply)
                 done += 1
                 bar.update()
+            if None in replies:
+                raise EngineError("The engine left asks without a reply.")
         except EngineError as error:
             how = (
                 f"they are kept in {resume}: the same call goes on from there"
@@ -169,48 +258,82 @@ def gather(
 
 
 class Kept:
-    """Replies in a file (SQLite), each in it when it has come: they outlive this process, but not a power cut."""
+    """Replies in a file (SQLite), each in it when it has come: they outlive this process, but not a power cut.
 
-    def __init__(self, path: Path, model: Model) -> None:
-        self.path, identity = path, model.identity
+    The file may come from anywhere. It is used only where it holds the two tables made here and nothing else, so that
+    no view or trigger runs. A reply in it counts only where it would pass if an engine gave it now.
+    """
+
+    def __init__(self, path: Path, checker: Checker) -> None:
+        self.path, self.checker, identity = path, checker, checker.model.identity.encode()
+        self.said = "cannot be used for replies ({})"
         with writing(path):
-            if path.is_dir():
-                raise InputError(f"{path} is a directory; give a file for the replies.")
-            try:
-                self.file = sqlite3.connect(path, isolation_level=None)
-                self.file.execute("PRAGMA synchronous = OFF")  # or each reply waits for the disk
-                self.file.execute("CREATE TABLE IF NOT EXISTS about (model TEXT)")
-                self.file.execute("CREATE TABLE IF NOT EXISTS replies (ask BLOB PRIMARY KEY, reply TEXT) WITHOUT ROWID")
-                known = self.file.execute("SELECT model FROM about").fetchone()
-                if known is None:
-                    self.file.execute("INSERT INTO about VALUES (?)", (identity,))
-            except sqlite3.DatabaseError as error:
-                raise InputError(f"{path} keeps no replies of rvqa ({error}); give another file.") from error
-        if known is not None and known[0] != identity:
-            self.close()
-            raise InputError(f"{path} keeps replies of another model; give another file, or delete it.")
+            if path.exists() and not path.is_file():
+                what = "a directory" if path.is_dir() else "not a file"
+                raise InputError(f"{path} is {what}; give a file for the replies.")
+        try:
+            self.file = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+        try:
+            self.file.text_factory = bytes  # of a damaged file, it may be no text
+            self.file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
+            self._run("PRAGMA synchronous = OFF")  # or each reply waits for the disk
+            self._run("BEGIN IMMEDIATE")  # what cannot be written to is refused before an engine works
+            here = dict(self._run("SELECT name, sql FROM sqlite_schema LIMIT 9"))
+            if not here.items() <= _TABLES.items():
+                raise InputError(f"{path} is a database of something else; give another file for the replies.")
+            for name in _TABLES.keys() - here.keys():
+                self._run(_TABLES[name].decode())
+            known = self._run("SELECT model FROM about LIMIT 1")
+            if not known:
+                self._run("INSERT INTO about VALUES (?)", identity.decode())
+            elif known != [(identity,)]:
+                raise InputError(f"{path} keeps replies of another model; give another file, or delete it.")
+            self._run("COMMIT")
+            self.said = "can keep no more replies ({}); those in it stay"
+        except BaseException:
+            self.file.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
         self.file.close()
 
     def find(self, asks: Iterable[Ask]) -> Iterator[tuple[int, Reply]]:
-        """Replies that are there, by the place of their ask."""
+        """Replies that are there and pass, by the place of their ask."""
         for i, ask in enumerate(asks):
-            row = self._run("SELECT reply FROM replies WHERE ask = ?", _key(ask)).fetchone()
-            if row is not None:
-                yield i, Reply(**json.loads(row[0]))
+            for (told,) in self._run("SELECT reply FROM replies WHERE ask = ?", _key(ask)):
+                reply = _read(told)
+                if reply is not None and not self.checker.fault(ask, reply):
+                    yield i, reply
 
     def keep(self, ask: Ask, reply: Reply) -> None:
         """Write one reply."""
         told = json.dumps({"ids": reply.ids, "scores": reply.scores})
         self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", _key(ask), told)
 
-    def _run(self, statement: str, *values: bytes | str) -> sqlite3.Cursor:
+    def _run(self, statement: str, *values: bytes | str) -> list[tuple[Any, ...]]:
         try:
-            return self.file.execute(statement, values)
-        except sqlite3.Error as error:
-            raise InputError(f"{self.path} can keep no more replies ({error}); those in it stay.") from error
+            return self.file.execute(statement, values).fetchall()
+        except sqlite3.DataError:
+            return []  # a value that is longer than any reply
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for names of columns
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> InputError:
+        advice = _ADVICE.get(getattr(error, "sqlite_errorname", ""), "Give another file, or delete this one.")
+        return InputError(f"{self.path} {self.said.format(error)}. {advice}")
+
+
+def _read(told: object) -> Reply | None:
+    """Reply in a row of the file; None where it is none."""
+    try:
+        kept = json.loads(told) if isinstance(told, bytes) else None
+    except (ValueError, RecursionError):
+        return None
+    ids, scores = (kept.get("ids"), kept.get("scores")) if isinstance(kept, dict) else (None, None)
+    return Reply(ids, scores) if isinstance(ids, list) and isinstance(scores, list) else None
 
 
 def _key(ask: Ask) -> bytes:

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rvqa import grammar
 from rvqa.errors import InputError
-from rvqa.prompts import word_ids
+from rvqa.prompts import words_ids
 from rvqa.serving.engine import Ask, Reply
 from rvqa.serving.scoring import AnswerTree
 from rvqa.vocabulary import CellVocabulary, require_rows
@@ -101,7 +101,7 @@ class HuggingFace:
             prompt_length=prompts_BP.shape[1],
             max_new_tokens=ask.max_tokens,
             stop_ids=end,
-            answers=[word_ids(tokenizer, text) for text in ask.rule.choices or ()],
+            answers=words_ids(tokenizer, ask.rule.choices) if ask.rule.choices else (),
         )
         output_BL = _sample(
             self.network, prompts_BP, mask_BP, processor, ask.temperature, seeds, eos_token_id=end, pad_token_id=end

@@ -29,7 +29,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from rvqa import grammar
 from rvqa.errors import InputError
 from rvqa.grammar import Rule
-from rvqa.prompts import word_ids
+from rvqa.json_text import shown
+from rvqa.prompts import words_ids
 from rvqa.vocabulary import OPENER, CellVocabulary
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class CellSpans(V1, V2):
         for name, value in (never | (_breaking(params, rule) if asked else {})).items():
             if value is not None:
                 raise InputError(
-                    f"{name}={value!r} could break a cell or its end in rvqa_mode {rule.mode!r}. Leave it out"
+                    f"{name}={shown(value)} could break a cell or its end in rvqa_mode {rule.mode!r}. Leave it out"
                     + (", or ask for text alone (rvqa_mode 'text')." if name not in never else ".")
                 )
         grammar.require_budget(rule, params.max_tokens, CellVocabulary(0).span_length)
@@ -168,16 +169,16 @@ class CellSpans(V1, V2):
         if _breaking(params, rule):  # a request without options of ours: see validate_params
             return Rule("text"), budget
         stops = {*(params.stop_token_ids or ()), *params.all_stop_token_ids}
-        kinds, closer = {self.vocabulary.kinds(stop) for stop in stops}, self.vocabulary.levels + 1
-        cut = any(0 <= kind < closer for kind in kinds)
-        cut |= closer in kinds and bool(rule.cells > 1 or params.min_tokens)
+        cell = range(self.vocabulary.opener, self.vocabulary.closer)
+        cut = any(stop in cell for stop in stops)
+        cut |= cell.stop in stops and bool(rule.cells > 1 or params.min_tokens)
         cut |= bool(rule.choices) and not self._answers(rule.choices)[0].isdisjoint(stops - {self.stop_id})
         return rule, 0 if cut else budget
 
-    @lru_cache(maxsize=64)  # noqa: B019  # lives as long as the engine
+    @lru_cache(maxsize=16)  # noqa: B019  # lives as long as the engine; `grammar` bounds what each can hold
     def _answers(self, choices: tuple[str, ...]) -> tuple[frozenset[int], torch.Tensor]:
         """Ids that occur in the answers of mode choice, and the answers on the device."""
-        answers = [word_ids(self.tokenizer, text) for text in choices]
+        answers = words_ids(self.tokenizer, choices)
         ids = frozenset(token_id for answer in answers for token_id in answer)
         return ids, grammar.answer_tensor(answers, self.stop_id, self.device)
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvqa.atlas import tenx
-from rvqa.atlas.hdf5 import Dataset1D
+from rvqa.atlas.hdf5 import Dataset
 from rvqa.errors import InputError
 
 TYPES = ("Gene Expression", "Antibody Capture")
@@ -117,7 +117,7 @@ def whole(matrix) -> sp.csr_matrix:
 def assert_same(opened: tenx.Opened, adata: AnnData, columns=("gene_ids", "feature_types", "genome")):
     assert opened.matrix.shape == adata.shape
     assert (whole(opened.matrix) != sp.csr_matrix(adata.X)).nnz == 0
-    assert opened.names.dtype.kind == "U"
+    assert opened.names.dtype == object
     assert opened.names.tolist() == adata.obs_names.tolist()
     assert opened.var.index.tolist() == adata.var_names.tolist()
     assert opened.var.columns.tolist() == list(columns)
@@ -177,8 +177,8 @@ class TestCellRanger:
 
     def test_counts_are_read_when_asked_for(self, path, monkeypatch):
         asked = []
-        read = Dataset1D.read
-        monkeypatch.setattr(Dataset1D, "read", lambda self, *span: asked.append(span) or read(self, *span))
+        read = Dataset.read
+        monkeypatch.setattr(Dataset, "read", lambda self, *span: asked.append(span) or read(self, *span))
         with h5py.File(path) as file:
             opened = tenx.open_tenx(file)
             assert asked == []

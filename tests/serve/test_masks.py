@@ -222,6 +222,20 @@ def test_choices(config):
     assert left[0].nonzero().flatten().tolist() == [ids[0][0]]
 
 
+def test_choices_at_the_bound_and_beyond(config):
+    """As many choices as a request may have are told apart; one more is refused at admission."""
+    most = tuple(f" cell type number {i:4d}" for i in range(1024))
+    rule = Rule("choice", choices=most)
+    CellSpans.validate_params(params(rule, 40))
+    ids = [word_ids(TOKENIZER, text) for text in (most[0], most[-1])]
+    require_equal([answer[:3] for answer in ids], rule, 40, config)
+    with pytest.raises(ValueError, match="There are 1,025 choices; expected at most 1,024"):
+        CellSpans.validate_params(SamplingParams(extra_args={"rvqa_mode": "choice", "rvqa_choices": [*most, "x"]}))
+    with pytest.raises(ValueError, match="could break a cell") as refused:
+        CellSpans.validate_params(SamplingParams(logit_bias={1: 1e9}, bad_words=["x" * 10**6], extra_args=None))
+    assert len(str(refused.value)) < 500
+
+
 def test_a_batch_of_many_rules_that_changes(config):
     """Rows come, go, move and swap as vLLM moves them; each is held to its own rule."""
     processor = CellSpans(config, torch.device("cpu"), is_pin_memory=False)

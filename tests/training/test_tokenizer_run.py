@@ -237,18 +237,18 @@ def test_a_continued_fit_knows_its_best_epoch(cells, held_out, tmp_path, seen, m
 
 @pytest.mark.parametrize("lost", [".safetensors", ".json"])
 def test_a_write_that_fails_leaves_the_state_before(cells, tmp_path, seen, monkeypatch, lost):
-    settings, whole, written = replace(TINY, checkpoint_steps=6), fit(cells), tokenizer_checkpoint._replace
+    settings, whole, to_disk = replace(TINY, checkpoint_steps=6), fit(cells), tokenizer_checkpoint._to_disk
 
-    def fails(scratch, target):
+    def fails(scratch):
         if seen[STEPS + 13 :] and scratch.suffix == lost:
             scratch.write_bytes(b"{")
             raise Stop
-        written(scratch, target)
+        to_disk(scratch)
 
-    monkeypatch.setattr(tokenizer_checkpoint, "_replace", fails)
+    monkeypatch.setattr(tokenizer_checkpoint, "_to_disk", fails)
     with pytest.raises(Stop):
         fit(cells, settings, checkpoint=tmp_path)
-    monkeypatch.setattr(tokenizer_checkpoint, "_replace", written)
+    monkeypatch.setattr(tokenizer_checkpoint, "_to_disk", to_disk)
     before = len(seen)
     assert same(whole, fit(cells, settings, checkpoint=tmp_path))
     assert len(seen) - before == STEPS - 12
