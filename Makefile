@@ -30,8 +30,9 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 demo: $(VENV)/installed   ## the whole path on real cells
 	$(VENV)/bin/rvqa demo
 
-test: $(VENV)/installed   ## the core tests; tests/conftest.py says which files come first
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/installed   ## the core tests, without hostile input (make fuzz); tests/conftest.py says which files come first
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	    --ignore tests/attacks --ignore tests/test_fuzz.py
 
 # A fit amplifies the last bits of its sums, so another machine fits another model. Plain kernels stand in for one: a test
 # that asserts what one fit happened to give fails here.
@@ -80,7 +81,7 @@ sanitize: $(VENV)/installed   ## the kernels' tests under AddressSanitizer and U
 fuzz: export RVQA_FUZZ_CASES ?= 10000
 fuzz: $(VENV)/installed   ## hostile input by the thousand; that of the kernels under the sanitizers
 	.ci/sanitize tests/attacks/test_native.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/attacks --ignore tests/attacks/test_native.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/test_fuzz.py tests/attacks --ignore tests/attacks/test_native.py
 
 wheel: $(VENV)/installed
 	rm -rf build dist && $(PIP) build && $(PY) -m build -q --wheel --outdir dist .

@@ -32,7 +32,6 @@ LONGEST = (
     "gpu/test_triton.py",
     "atlas/test_run.py",
     "test_bad_input.py",
-    "test_fuzz.py",
     "training/test_tokenizer_run.py",
     "test_cli.py",
     "test_demo.py",
