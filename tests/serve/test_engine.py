@@ -83,7 +83,7 @@ def test_hot_outputs_hold_whole_cells_only(llm, model, held_out):
         cells += spans
     print(f"{written:,} tokens, {cells:,} cells, {counted(llm, 'vllm:num_preemptions'):,} preemptions")
     assert written >= 100_000
-    assert cells > sum(max(rule.cells, 0) for rule, _ in allotted)  # some were free to come; how many depends on the fit
+    assert cells > sum(max(rule.cells, 0) for rule, _ in allotted)  # how many more depends on the fit
     assert counted(llm, "vllm:num_preemptions") > 50
 
 
