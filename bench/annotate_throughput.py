@@ -25,14 +25,15 @@ import rvqa
 from bench import harness
 from rvqa.annotation import beginnings, label_scores
 from rvqa.errors import InputError
-from rvqa.model import Card, Model
-from rvqa.prompts import ANNOTATE, PromptEncoder
-from rvqa.serving.engine import Ask, gather
+from rvqa.language.model import Card, Model
+from rvqa.language.prompts import ANNOTATE, PromptEncoder
+from rvqa.language.rows import install_rows
+from rvqa.serving.asks import Ask
 from rvqa.serving.hf import HuggingFace
-from rvqa.tokenizer import CellTokenizer
-from rvqa.training.reference import read_reference
-from rvqa.training.tokenizer import TokenizerSettings
-from rvqa.vocabulary import install_rows
+from rvqa.serving.replies import gather
+from rvqa.tokenizer.model import CellTokenizer
+from rvqa.training.references import read_reference
+from rvqa.training.tokenizer.settings import TokenizerSettings
 from tests import qwen_fixture
 
 LABELS = (

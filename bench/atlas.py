@@ -39,10 +39,12 @@ import scipy.sparse as sp
 import torch
 
 import rvqa
-from rvqa.atlas.run import Encoder, Settings, default_threads, encode_files
-from rvqa.genes import GeneAxis, align, map_columns
-from rvqa.model import load_tokenizer
-from rvqa.tokenizer import CellTokenizer, PanelEncoder
+from rvqa.atlas.encoder import Encoder, Settings, default_threads
+from rvqa.atlas.run import encode_files
+from rvqa.data.genes import GeneAxis, align, map_columns
+from rvqa.language.model import load_tokenizer
+from rvqa.tokenizer.model import CellTokenizer
+from rvqa.tokenizer.panel import PanelEncoder
 
 FILES = ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k", "zheng2017_sorted_pbmc_3500", "tian2019_lung_cancer_lines")
 FORMATS = ("gzip.h5ad", "plain.h5ad", "sharded.zarr")
@@ -145,7 +147,7 @@ def only_read(path: Path, tokenizer: CellTokenizer, threads: int, folder: Path) 
 
 def stages(run: Callable[[], Any]) -> dict[str, float]:
     """CPU seconds of a run by stage, all threads together."""
-    from rvqa.atlas import matrices
+    from rvqa.data.files import matrices
     from rvqa.kernels import ops
 
     spent: dict[str, float] = {}
@@ -213,7 +215,7 @@ def peak(path: Path, tokenizer: Path, out: Path, threads: int) -> float:
     """GiB that a process of its own takes at most (VmHWM: what getrusage says counts the process that started it)."""
     code = (
         "import sys; from pathlib import Path; from rvqa.atlas.run import Settings, encode_files;"
-        "from rvqa.model import load_tokenizer;"
+        "from rvqa.language.model import load_tokenizer;"
         "encode_files(Path(sys.argv[2]), load_tokenizer(sys.argv[1]), Path(sys.argv[3]),"
         "settings=Settings(), threads=int(sys.argv[4]), force=True);"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
@@ -266,7 +268,7 @@ RUN = """
 import sys
 from pathlib import Path
 from rvqa.atlas.run import Settings, encode_files
-from rvqa.model import load_tokenizer
+from rvqa.language.model import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[1])
 print("ready", flush=True)
 encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(cells=int(sys.argv[4])))

@@ -33,13 +33,13 @@ from scvi.model import SCVI
 from sklearn.decomposition import PCA
 
 from bench import harness
+from rvqa.data.genes import GeneAxis, map_columns
+from rvqa.data.studies import Study, label_table, read_study, shared_axis, study_files
 from rvqa.evaluation import tokenizer_measures as measures
 from rvqa.evaluation.splits import read_split
-from rvqa.evaluation.studies import Study, label_table, read_study, shared_axis, study_files
 from rvqa.evaluation.tokenizer import fitted_and_unseen
 from rvqa.evaluation.tokenizer_measures import Coded
-from rvqa.genes import GeneAxis, map_columns
-from rvqa.tokenizer import CellTokenizer
+from rvqa.tokenizer.model import CellTokenizer
 
 ENOUGH = 0.5
 """Share of scVI's genes below which a file gets a fit of its own."""

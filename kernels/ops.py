@@ -7,42 +7,32 @@ to the types that torch has no words for. Backends get valid, contiguous input a
 every result; all backends on a CPU return the same bits.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rvqa.errors import InputError
-from rvqa.kernels import checks, registry
+from rvqa.kernels import checks, registry, shapes
+from rvqa.kernels import operators as _registered  # noqa: F401  what is called here
+from rvqa.kernels.shapes import MAX_CODEWORDS, MAX_LEVELS, MAX_NEAREST, NO_CODE, Tables
 
-MAX_LEVELS = 256
-MAX_CODEWORDS = 256
-"""Largest codebook of `residual_quantize`, whose codes are uint8."""
-
-NO_CODE = 255
-"""In every level of a row with NaN or infinity that `residual_quantize` marks."""
-
-MAX_NEAREST = 65_536
-"""Largest codebook of `nearest_codeword`."""
-
-_LATENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INDEX_DTYPES = (torch.int32, torch.int64)
-_COUNT_DTYPES = (torch.float32, torch.float64, torch.int32, torch.uint8, torch.uint16, torch.uint32)
-
-_MOST_COLUMNS = 2**31 - 1
-"""Of a matrix: vector instructions gather by 32 bits."""
-
-
-class Tables(NamedTuple):
-    """Codebooks made ready by `prepare`; pass it on as it is."""
-
-    codebooks_MKD: Tensor
-    """Codewords, float32 [M, K, D], contiguous and finite."""
-
-    packed: Tensor
-    """What the backend makes of them, uint8; of its own layout, empty where it needs nothing."""
+__all__ = [
+    "MAX_CODEWORDS",
+    "MAX_LEVELS",
+    "MAX_NEAREST",
+    "NO_CODE",
+    "Tables",
+    "apply_span_mask_",
+    "csr_project",
+    "csr_totals",
+    "decode",
+    "nearest_codeword",
+    "prepare",
+    "residual_norms",
+    "residual_quantize",
+]
 
 
 def prepare(codebooks: Tensor) -> Tables:
@@ -64,7 +54,7 @@ def prepare(codebooks: Tensor) -> Tables:
         A `ValueError`: wrong type, dtype or shape, or values that are not finite.
     """
     checks.require_tensors(codebooks=codebooks)
-    _require_codebooks(codebooks)
+    shapes.require_codebooks(codebooks)
     if codebooks.is_meta:
         raise InputError("codebooks are on meta, which has no values; prepare them where the latents will be")
     own = codebooks.detach().clone(memory_format=torch.contiguous_format)
@@ -105,11 +95,11 @@ def residual_quantize(
     -----
     Greedy residual quantization (Chen, Guan & Wang, Sensors 2010), with certified arithmetic: docs/exactness.md.
     """
-    _require_tables(tables)
+    shapes.require_tables(tables)
     checks.require_tensors(x=x)
     if not isinstance(not_finite, str) or not_finite not in ("raise", "mark"):
         raise InputError("not_finite is neither 'raise' nor 'mark'; expected one of these")
-    return torch.ops.rvqa.residual_quantize.default(x, *tables, _whole(levels), not_finite == "mark")
+    return torch.ops.rvqa.residual_quantize.default(x, *tables, shapes.whole(levels), not_finite == "mark")
 
 
 def residual_norms(x: Tensor, codes: Tensor, tables: Tables) -> Tensor:
@@ -135,7 +125,7 @@ def residual_norms(x: Tensor, codes: Tensor, tables: Tables) -> Tensor:
     rvqa.errors.InputError
         A `ValueError`: wrong dtype or shape, or a code that is not below K.
     """
-    _require_tables(tables)
+    shapes.require_tables(tables)
     checks.require_tensors(x=x, codes=codes)
     return torch.ops.rvqa.residual_norms.default(x, codes, *tables)
 
@@ -191,54 +181,15 @@ def decode(codes: Tensor, tables: Tables, levels: int | None = None, *, out: Ten
     rvqa.errors.InputError
         A `ValueError`: wrong dtype or shape, `levels` outside 1..L, or a code that is not below K (number and first).
     """
-    _require_tables(tables)
+    shapes.require_tables(tables)
     checks.require_tensors(codes=codes)
-    levels = _whole(levels)
+    levels = shapes.whole(levels)
     if out is None:
         return torch.ops.rvqa.decode.default(codes, tables.codebooks_MKD, levels)
     checks.require_tensors(out=out)
     checks.require_writable("out", out)
     torch.ops.rvqa.decode_into.default(codes, tables.codebooks_MKD, levels, out)
     return out
-
-
-def fold(tables: Tables, weight: Tensor, bias: Tensor) -> Tables:
-    """Absorb a linear layer behind the latent into the codewords: `decode` then gives the layer's output.
-
-    Parameters
-    ----------
-    tables
-        Result of `prepare`.
-    weight
-        float32 [H, D], as `torch.nn.Linear` holds it.
-    bias
-        float32 [H]; goes into the first level.
-
-    Returns
-    -------
-    Tables
-        M x K rows of width H: sums of them are `latent @ weight.T + bias` up to the rounding of float32. For `decode`
-        only.
-
-    Raises
-    ------
-    rvqa.errors.InputError
-        A `ValueError`: wrong dtype, shapes that do not fit, or sums that are not finite.
-    """
-    _require_tables(tables)
-    checks.require_tensors(weight=weight, bias=bias)
-    _require_codebooks(tables.codebooks_MKD)
-    for name, tensor in {"weight": weight, "bias": bias}.items():
-        checks.require_dtype(name, tensor, (*_LATENT_DTYPES, torch.float64))
-        checks.require_device(name, tensor, tables.codebooks_MKD)
-    D = tables.codebooks_MKD.shape[2]
-    if weight.ndim != 2 or weight.shape[1] != D or bias.shape != weight.shape[:1]:
-        raise InputError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit as [H, {D}] and [H]")
-    rows_MKH = tables.codebooks_MKD.double() @ weight.detach().double().T
-    rows_MKH[0] += bias.detach().double()
-    folded = rows_MKH.float()
-    checks.require_finite("the folded codebooks", folded.flatten(0, 1), "codeword (level * K + index)")
-    return Tables(folded, tables.packed.new_empty(0))
 
 
 def csr_project(
@@ -294,7 +245,7 @@ def csr_project(
         checks.require_tensors(library_size=library_size)
     if not isinstance(target_sum, (float, int, np.floating, np.integer, torch.SymFloat)):
         raise InputError(f"target_sum is a {type(target_sum).__name__}; expected a number of counts, such as 1e4")
-    _require_target(target_sum)
+    shapes.require_target(target_sum)
     return torch.ops.rvqa.csr_project.default(
         indptr, indices, data, weight, bias, float(target_sum), column_map, library_size
     )
@@ -363,368 +314,6 @@ def apply_span_mask_(logits: Tensor, states: Tensor, windows: Tensor) -> Tensor:
     checks.require_tensors(logits=logits, states=states, windows=windows)
     checks.require_writable("logits", logits)
     if logits.requires_grad and torch.is_grad_enabled():
-        raise InputError("logits want a gradient, which this has not; use rvqa.grammar.apply_mask_")
+        raise InputError("logits want a gradient, which this has not; use rvqa.language.masks.apply_mask_")
     torch.ops.rvqa.apply_span_mask_.default(logits, states, windows)
     return logits
-
-
-# ---- operators: valid shapes and dtypes in, values checked here or by the backend ------------------------------------
-
-_library = torch.library.Library("rvqa", "DEF")
-
-
-def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as operator `rvqa::name` for every device, with the shapes of its result."""
-
-    def register(run: Callable[..., Any]) -> Callable[..., Any]:
-        name = schema.split("(")[0]
-        _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
-        _library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"rvqa::{name}", fake, lib=_library)
-        return run
-
-    return register
-
-
-def _fake_codes(x: Tensor, codebooks: Tensor, packed: Tensor, levels: int | None, mark: bool) -> Tensor:  # noqa: FBT001
-    _check_tables(x, codebooks, packed)
-    return x.new_empty((x.shape[0], _level_count(levels, codebooks.shape[0])), dtype=torch.uint8)
-
-
-@_operator(
-    "residual_quantize(Tensor x, Tensor codebooks, Tensor packed, int? levels, bool mark) -> Tensor", _fake_codes
-)
-def _residual_quantize(
-    x: Tensor,
-    codebooks: Tensor,
-    packed: Tensor,
-    levels: int | None,
-    mark: bool,  # noqa: FBT001
-) -> Tensor:
-    M, K, _ = _check_tables(x, codebooks, packed)
-    levels = _level_count(levels, M)
-    if mark and K > NO_CODE:
-        raise InputError(f"not_finite is 'mark' with K={K}; expected 'raise', or K of at most 255")
-    run = registry.dispatch("residual_quantize", x.device)
-    codes_NM, wrong, first = run(_rows(x), Tables(codebooks, packed), levels)
-    if wrong and not mark:
-        raise InputError(f"x has NaN or infinity in {wrong} of {len(x)} rows, first in row {first}")
-    return codes_NM
-
-
-def _fake_nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    _check_nearest(x, codebook)
-    return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape[0], dtype=torch.float32)
-
-
-@_operator("nearest_codeword(Tensor x, Tensor codebook) -> (Tensor, Tensor)", _fake_nearest)
-def _nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    _check_nearest(x, codebook)
-    checks.require_finite("codebook", codebook, "codeword")
-    run = registry.dispatch("nearest_codeword", x.device)
-    index_N, distance_N, wrong, first = run(_rows(x), _plain(codebook))
-    if wrong:
-        raise InputError(f"x has NaN or infinity in {wrong} of {len(x)} rows, first in row {first}")
-    return index_N, distance_N
-
-
-def _fake_norms(x: Tensor, codes: Tensor, codebooks: Tensor, packed: Tensor) -> Tensor:
-    _check_norms(x, codes, codebooks, packed)
-    return x.new_empty(codes.shape, dtype=torch.float32)
-
-
-@_operator("residual_norms(Tensor x, Tensor codes, Tensor codebooks, Tensor packed) -> Tensor", _fake_norms)
-def _residual_norms(x: Tensor, codes: Tensor, codebooks: Tensor, packed: Tensor) -> Tensor:
-    _check_norms(x, codes, codebooks, packed)
-    checks.require_codes(codes, codebooks.shape[1])
-    return registry.dispatch("residual_norms", x.device)(_rows(x), codes.contiguous(), Tables(codebooks, packed))
-
-
-def _fake_latents(codes: Tensor, codebooks: Tensor, levels: int | None) -> Tensor:
-    _check_codes(codes, codebooks, levels)
-    return codebooks.new_empty((codes.shape[0], codebooks.shape[2]))
-
-
-@_operator("decode(Tensor codes, Tensor codebooks, int? levels) -> Tensor", _fake_latents)
-def _decode(codes: Tensor, codebooks: Tensor, levels: int | None) -> Tensor:
-    return _run_decode(codes, codebooks, levels, None)
-
-
-def _fake_nothing(codes: Tensor, codebooks: Tensor, levels: int | None, out: Tensor) -> None:
-    _check_codes(codes, codebooks, levels)
-    _check_out(codes, codebooks, out)
-
-
-@_operator("decode_into(Tensor codes, Tensor codebooks, int? levels, Tensor(a!) out) -> ()", _fake_nothing)
-def _decode_into(codes: Tensor, codebooks: Tensor, levels: int | None, out: Tensor) -> None:
-    _run_decode(codes, codebooks, levels, out)
-
-
-def _run_decode(codes: Tensor, codebooks: Tensor, levels: int | None, out: Tensor | None) -> Tensor:
-    levels = _check_codes(codes, codebooks, levels)
-    codes = _rows(codes if levels == codes.shape[1] else codes[:, :levels])
-    if out is not None:
-        _check_out(codes, codebooks, out)
-    return registry.dispatch("decode", codes.device)(codes, _plain(codebooks), levels, out)
-
-
-def _fake_hidden(
-    indptr: Tensor,
-    indices: Tensor,
-    data: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    target_sum: float,
-    column_map: Tensor | None,
-    library_size: Tensor | None,
-) -> Tensor:
-    _check_projection(indptr, indices, data, weight, bias, target_sum, column_map, library_size)
-    return weight.new_empty((indptr.shape[0] - 1, weight.shape[1]))
-
-
-@_operator(
-    "csr_project(Tensor indptr, Tensor indices, Tensor data, Tensor weight, Tensor bias, float target_sum, "
-    "Tensor? column_map, Tensor? library_size) -> Tensor",
-    _fake_hidden,
-)
-def _csr_project(
-    indptr: Tensor,
-    indices: Tensor,
-    data: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    target_sum: float,
-    column_map: Tensor | None,
-    library_size: Tensor | None,
-) -> Tensor:
-    _check_projection(indptr, indices, data, weight, bias, target_sum, column_map, library_size)
-    indptr, indices, data, weight, bias = map(_plain, (indptr.long(), indices, data, weight, bias))
-    if column_map is not None:
-        if column_map.dtype == torch.int64:
-            checks.require_range("column_map", column_map, -1, len(weight) - 1, "rows of weight, or -1")
-        column_map = column_map.int().contiguous()
-    if library_size is not None:
-        library_size = library_size.double().contiguous()
-    arguments = (indptr, indices, data, weight, bias, target_sum, column_map, library_size)
-    return registry.dispatch("csr_project", weight.device)(*arguments)
-
-
-def _fake_totals(
-    indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    _check_totals(indptr, indices, data, columns, known)
-    return indptr.new_empty(indptr.shape[0] - 1, dtype=torch.float64), indptr.new_empty((), dtype=torch.int64)
-
-
-@_operator(
-    "csr_totals(Tensor indptr, Tensor indices, Tensor data, int columns, Tensor? known) -> (Tensor, Tensor)",
-    _fake_totals,
-)
-def _csr_totals(
-    indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    _check_totals(indptr, indices, data, columns, known)
-    run = registry.dispatch("csr_totals", data.device)
-    known_C = None if known is None else known.contiguous()
-    total_N, wrong = run(*map(_plain, (indptr.long(), indices, data)), columns, known_C)
-    if wrong < 0:
-        raise InputError("indptr decreases, leaves the entries or has a row of 2^31; it is not of this matrix")
-    return total_N, torch.tensor(wrong, dtype=torch.int64, device=indptr.device)
-
-
-def _fake_masked(logits: Tensor, states: Tensor, windows: Tensor) -> None:
-    _check_mask(logits, states, windows)
-
-
-@_operator("apply_span_mask_(Tensor(a!) logits, Tensor states, Tensor windows) -> ()", _fake_masked)
-def _apply_span_mask_(logits: Tensor, states: Tensor, windows: Tensor) -> None:
-    _check_mask(logits, states, windows)
-    if not logits.is_inference():  # so that autograd knows, should it have kept them
-        torch.autograd.graph.increment_version(logits)
-    registry.dispatch("apply_span_mask_", logits.device)(logits, states.contiguous(), windows)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Rows with contiguous columns, at any distance from each other."""
-    if x.requires_grad:
-        x = x.detach()
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def _plain(x: Tensor) -> Tensor:
-    """Contiguous, without a gradient; torch is called only where it changes something: each call takes 0.5 us."""
-    if x.requires_grad:
-        x = x.detach()
-    return x if x.is_contiguous() else x.contiguous()
-
-
-# ---- what is known without reading a tensor --------------------------------------------------------------------------
-
-
-def _require_tables(tables: object) -> None:
-    if not isinstance(tables, Tables):
-        raise InputError(f"tables is a {type(tables).__name__}; expected what rvqa.kernels.ops.prepare returns")
-    codebooks_MKD, packed = tables
-    checks.require_tensors(codebooks=codebooks_MKD, packed=packed)
-
-
-def _require_target(target_sum: float) -> None:
-    if not 0 < target_sum <= checks.MAX_COUNT:
-        raise InputError(f"target_sum is {checks.said(target_sum)}; expected a number of counts above 0, such as 1e4")
-
-
-def _require_codebooks(codebooks: Tensor, narrowest: int = 1) -> tuple[int, int, int]:
-    checks.require_dtype("codebooks", codebooks, (torch.float32,))
-    if codebooks.ndim != 3:
-        raise InputError(f"codebooks have shape {tuple(codebooks.shape)}; expected three axes [M, K, D]")
-    M, K, D = codebooks.shape
-    if not (1 <= M <= MAX_LEVELS and 1 <= K <= MAX_CODEWORDS and narrowest <= D):
-        raise InputError(
-            f"codebooks have shape [M={M}, K={K}, D={D}]; expected 1 <= M <= {MAX_LEVELS} levels, "
-            f"1 <= K <= {MAX_CODEWORDS} codewords and D >= {narrowest}"
-        )
-    return M, K, D
-
-
-def _require_latents(x: Tensor, codebook: Tensor, D: int) -> None:
-    checks.require_dtype("x", x, _LATENT_DTYPES)
-    checks.require_width("x", x, D)
-    checks.require_device("x", x, codebook)
-
-
-def _check_tables(x: Tensor, codebooks: Tensor, packed: Tensor) -> tuple[int, int, int]:
-    M, K, D = _require_codebooks(codebooks)
-    _require_latents(x, codebooks, D)
-    checks.require_dtype("packed", packed, (torch.uint8,))
-    checks.require_device("packed", packed, codebooks)
-    if packed.ndim != 1 or not packed.is_contiguous():
-        raise InputError("packed is not what rvqa.kernels.ops.prepare made; prepare the codebooks again")
-    return M, K, D
-
-
-def _check_codes(codes: Tensor, codebooks: Tensor, levels: int | None = None) -> int:
-    """Number of levels that are asked for."""
-    M, _, _ = _require_codebooks(codebooks, 0)
-    checks.require_dtype("codes", codes, (torch.uint8,))
-    sizes = codes.shape
-    if len(sizes) != 2 or not 1 <= sizes[1] <= M:
-        raise InputError(f"codes have shape {tuple(sizes)}; expected [N, levels] with 1 to {M} levels")
-    checks.require_device("codes", codes, codebooks)
-    return _level_count(levels, sizes[1])
-
-
-def _check_norms(x: Tensor, codes: Tensor, codebooks: Tensor, packed: Tensor) -> None:
-    _check_tables(x, codebooks, packed)
-    _check_codes(codes, codebooks)
-    if codes.shape[0] != x.shape[0]:
-        raise InputError(f"codes have {codes.shape[0]} rows, x has {x.shape[0]}")
-
-
-def _check_out(codes: Tensor, codebooks: Tensor, out: Tensor) -> None:
-    checks.require_dtype("out", out, (torch.float32,))
-    checks.require_device("out", out, codes)
-    if out.shape != (codes.shape[0], codebooks.shape[2]) or not out.is_contiguous():
-        raise InputError(f"out has shape {tuple(out.shape)}; expected contiguous [N, D] for these codes and tables")
-
-
-def _check_nearest(x: Tensor, codebook: Tensor) -> None:
-    checks.require_dtype("codebook", codebook, (torch.float32,))
-    if codebook.ndim != 2 or not 1 <= codebook.shape[0] <= MAX_NEAREST or codebook.shape[1] < 1:
-        raise InputError(f"codebook has shape {tuple(codebook.shape)}; expected [K, D] with 1 <= K <= {MAX_NEAREST:,}")
-    _require_latents(x, codebook, codebook.shape[1])
-
-
-def _check_rows(indptr: Tensor, indices: Tensor, data: Tensor) -> None:
-    checks.require_dtype("indptr", indptr, _INDEX_DTYPES)
-    checks.require_dtype("indices", indices, _INDEX_DTYPES)
-    checks.require_dtype("data", data, _COUNT_DTYPES)
-    if indptr.ndim != 1 or indptr.shape[0] < 1 or indices.ndim != 1 or indices.shape != data.shape:
-        raise InputError(
-            f"indptr {tuple(indptr.shape)}, indices {tuple(indices.shape)}, data {tuple(data.shape)} are not the parts "
-            "of one CSR matrix; expected [N + 1], [E] and [E]"
-        )
-    checks.require_device("indices", indices, indptr)
-    checks.require_device("data", data, indptr)
-
-
-def _check_projection(
-    indptr: Tensor,
-    indices: Tensor,
-    data: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    target_sum: float,
-    column_map: Tensor | None,
-    library_size: Tensor | None,
-) -> None:
-    _check_rows(indptr, indices, data)
-    checks.require_dtype("weight", weight, (torch.float32,))
-    checks.require_dtype("bias", bias, (torch.float32,))
-    if weight.ndim != 2 or bias.ndim != 1 or bias.shape[0] != weight.shape[1]:
-        raise InputError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit as [G, H] and [H]")
-    if weight.shape[0] > checks.MAX_GENES:
-        raise InputError(f"weight has {weight.shape[0]:,} rows; expected at most {checks.MAX_GENES:,}")
-    checks.require_device("indptr", indptr, weight)
-    checks.require_device("bias", bias, weight)
-    if column_map is not None:
-        checks.require_dtype("column_map", column_map, _INDEX_DTYPES)
-        checks.require_device("column_map", column_map, weight)
-        if column_map.ndim != 1 or column_map.shape[0] > _MOST_COLUMNS:
-            raise InputError(f"column_map has shape {tuple(column_map.shape)}; expected one axis of at most 2^31 - 1")
-    if library_size is not None:
-        checks.require_dtype("library_size", library_size, (torch.float32, torch.float64))
-        checks.require_device("library_size", library_size, weight)
-        if library_size.ndim != 1 or library_size.shape[0] != indptr.shape[0] - 1:
-            raise InputError(
-                f"library_size of shape {tuple(library_size.shape)} has {library_size.numel()} entries for "
-                f"{indptr.shape[0] - 1} rows; expected one axis with one for each"
-            )
-    _require_target(target_sum)
-
-
-def _check_totals(indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known: Tensor | None) -> None:
-    _check_rows(indptr, indices, data)
-    if columns < 0:
-        raise InputError(f"columns is {columns}; expected how many the matrix has")
-    if known is not None:
-        checks.require_dtype("known", known, (torch.bool,))
-        checks.require_device("known", known, indptr)
-        if known.shape != (columns,):
-            raise InputError(f"known has shape {tuple(known.shape)} for {columns} columns; expected one entry for each")
-
-
-def _check_mask(logits: Tensor, states: Tensor, windows: Tensor) -> None:
-    checks.require_dtype("logits", logits, _LATENT_DTYPES)
-    checks.require_dtype("states", states, _INDEX_DTYPES)
-    checks.require_dtype("windows", windows, (torch.int64,))
-    sizes, table = logits.shape, windows.shape
-    if len(sizes) != 2 or states.shape != sizes[:1] or len(table) != 2 or table[1] != 3:
-        raise InputError(
-            f"logits {tuple(sizes)}, states {tuple(states.shape)} and windows {tuple(table)} do not fit as [B, V], [B] "
-            "and [S, 3]"
-        )
-    (B, V), (row, column) = sizes, logits.stride()
-    if (B > 1 and row < V) or (V > 1 and column != 1) or not windows.is_contiguous():
-        raise InputError(
-            f"logits {tuple(sizes)} have strides {logits.stride()}, windows {windows.stride()}; expected contiguous "
-            "columns in rows that do not overlap, and contiguous windows"
-        )
-    device = logits.device
-    if states.device != device or windows.device != device:
-        raise InputError(
-            f"logits are on {device}, states on {states.device}, windows on {windows.device}; expected one"
-        )
-
-
-def _whole(levels: int | None) -> int | None:
-    if levels is not None:
-        checks.require_whole("levels", levels, 1, MAX_LEVELS)
-    return levels
-
-
-def _level_count(levels: int | None, available: int) -> int:
-    if levels is None:
-        return available
-    if not 1 <= levels <= available:
-        raise InputError(f"levels is {levels}; expected 1 to {available}")
-    return levels

@@ -34,8 +34,8 @@ OPERATIONS = (
 
 _MODULES = {
     "reference": "rvqa.kernels.reference",
-    "cpu": "rvqa.kernels.cpu",
-    "triton": "rvqa.kernels.triton_backend",
+    "cpu": "rvqa.kernels.cpu.backend",
+    "triton": "rvqa.kernels.triton.backend",
 }
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rvqa.annotation import annotate
-    from rvqa.atlas.codes import open_codes
-    from rvqa.codes import decode, encode
-    from rvqa.model import load
+    from rvqa.atlas.reader import open_codes
+    from rvqa.encoding import decode, encode
+    from rvqa.language.model import load
     from rvqa.perturbation import perturb
 
 __version__ = "0.1.0"
@@ -19,10 +19,10 @@ __all__ = ["annotate", "decode", "encode", "load", "open_codes", "perturb"]
 
 _HOME = {
     "annotate": "rvqa.annotation",
-    "open_codes": "rvqa.atlas.codes",
-    "decode": "rvqa.codes",
-    "encode": "rvqa.codes",
-    "load": "rvqa.model",
+    "open_codes": "rvqa.atlas.reader",
+    "decode": "rvqa.encoding",
+    "encode": "rvqa.encoding",
+    "load": "rvqa.language.model",
     "perturb": "rvqa.perturbation",
 }
 

@@ -20,15 +20,16 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from rvqa.atlas.keys import Keys, copied, require_copy, require_free
-from rvqa.atlas.memory import limited
-from rvqa.codes import cell_codes, code_arrays, code_names, codes_of_file, copy_of, in_memory
-from rvqa.errors import InputError
-from rvqa.grammar import Rule
-from rvqa.model import Model
-from rvqa.obs import require_known
-from rvqa.prompts import ANNOTATE, EVIDENCE
-from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
+from rvqa.data.files.keys import Keys, copied, require_copy, require_free
+from rvqa.data.files.memory import limited
+from rvqa.encoding import cell_codes, code_arrays, code_names, codes_of_file, copy_of, in_memory
+from rvqa.errors import InputError, require_known
+from rvqa.language.grammar import Rule
+from rvqa.language.model import Model
+from rvqa.language.prompts import ANNOTATE, EVIDENCE
+from rvqa.serving.asks import BLOCK, Ask, Engine
+from rvqa.serving.engines import open_engine
+from rvqa.serving.replies import gather
 
 
 def annotate(

@@ -81,7 +81,7 @@ EngineOption = Annotated[
 
 
 def _limited(context: typer.Context, memory: str | None) -> None:
-    from rvqa.atlas.memory import limited
+    from rvqa.data.files.memory import limited
 
     context.with_resource(limited(memory))
 
@@ -123,8 +123,8 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Make a model from labelled reference cells, in minutes on a laptop."""
-    from rvqa.atlas.sources import Layers, read_cells
-    from rvqa.model import require_new_directory
+    from rvqa.data.files.sources import Layers, read_cells
+    from rvqa.language.model import require_new_directory
     from rvqa.training.fit import fit_files, settings_for
 
     require_new_directory(output, force=force)
@@ -182,9 +182,9 @@ def fit_tokenizer(
     """Fit a cell tokenizer alone, without a language model; under torchrun on several processes."""
     from dataclasses import replace
 
-    from rvqa.atlas.sources import Layers
-    from rvqa.training.tokenizer_files import fit_tokenizer_files
-    from rvqa.training.tokenizer_settings import preset as settings_of
+    from rvqa.data.files.sources import Layers
+    from rvqa.training.tokenizer.fit_files import fit_tokenizer_files
+    from rvqa.training.tokenizer.settings import preset as settings_of
 
     settings = settings_of(preset)
     settings = replace(
@@ -246,9 +246,9 @@ def evaluate_tokenizer(
     as_json: AsJson = False,
 ) -> None:
     """Measure a tokenizer: codes in use, meaning, hierarchy, depth, panels, decoded populations."""
-    from rvqa.atlas.sources import Layers
+    from rvqa.data.files.sources import Layers
     from rvqa.evaluation.tokenizer import evaluate_directory, text
-    from rvqa.files import require_writable
+    from rvqa.io.files import require_writable
 
     if report is not None:
         require_writable(report, force=force, suffix=".html")
@@ -269,7 +269,7 @@ def evaluate_tokenizer(
         say=say,
     )
     if report is not None:
-        from rvqa.report import command_line
+        from rvqa.report.page import command_line
         from rvqa.report.tokenizer import tokenizer_report
 
         tokenizer_report(result, report, title=f"Tokenizer {model.name}", command=command_line(), force=force)
@@ -313,13 +313,13 @@ def encode(
     as_json: Annotated[bool, typer.Option("--json", help="Progress and result as lines of JSON.")] = False,
 ) -> None:
     """Tokenize cells, of files of any size; a stopped run goes on where it was."""
-    from rvqa.atlas.sources import Layers, expand, obs_of
-    from rvqa.obs import split_names
+    from rvqa.data.columns import split_names
+    from rvqa.data.files.sources import Layers, expand, obs_of
 
     files = expand(cells)
     layers = Layers.of(layer or [], files)
     if recover or recon_error:
-        from rvqa.codes import encode_in_memory
+        from rvqa.encoding import encode_in_memory
 
         if len(cells) > 1 or in_place or append or scheduler or obs or device != "cpu":
             raise InputError(
@@ -341,10 +341,11 @@ def encode(
         _print(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
         return
     from rvqa.atlas.cluster import local_cluster
+    from rvqa.atlas.encoder import Settings
     from rvqa.atlas.outputs import require_output
     from rvqa.atlas.progress import Progress
-    from rvqa.atlas.run import Settings, encode_files
-    from rvqa.model import load_tokenizer
+    from rvqa.atlas.run import encode_files
+    from rvqa.language.model import load_tokenizer
 
     require_output(output, files, force=force or append, in_place=in_place)
     tokenizer = load_tokenizer(model)
@@ -391,10 +392,10 @@ def decode(
     import pandas as pd
     from anndata import AnnData
 
-    from rvqa.atlas.keys import storable
-    from rvqa.atlas.sources import read_results
-    from rvqa.files import require_writable, write_h5ad
-    from rvqa.obs import split_names
+    from rvqa.data.columns import split_names
+    from rvqa.data.files.keys import storable
+    from rvqa.data.files.sources import read_results
+    from rvqa.io.files import require_writable, write_h5ad
 
     require_writable(output, force=force, inputs=[cells])
     adata = read_results(cells)
@@ -437,12 +438,12 @@ def annotate(
     quiet: Quiet = False,
 ) -> None:
     """Annotate cells with cell types: adds obs rvqa_cell_type and rvqa_confidence, and the codes."""
-    from rvqa.atlas.keys import require_copy
-    from rvqa.atlas.sources import Layers, layer_of, obs_of, read_results
+    from rvqa.data.columns import split_names
+    from rvqa.data.files.keys import require_copy
+    from rvqa.data.files.sources import Layers, layer_of, obs_of, read_results
     from rvqa.evaluation.label_names import read_label_map
-    from rvqa.files import require_writable
-    from rvqa.obs import split_names
-    from rvqa.serving.engine import open_engine
+    from rvqa.io.files import require_writable
+    from rvqa.serving.engines import open_engine
 
     require_copy(cells, output, force=force)
     if report is not None:
@@ -476,7 +477,8 @@ def annotate(
     adata = read_results(output)
     _print_coverage(adata.uns["rvqa"]["coverage"])
     if report is not None:
-        from rvqa.report import annotation_report, command_line
+        from rvqa.report import annotation_report
+        from rvqa.report.page import command_line
 
         title = f"Cell types of {cells.name}"
         annotation_report(
@@ -508,10 +510,10 @@ def perturb(
     quiet: Quiet = False,
 ) -> None:
     """Predict what control cells look like under a perturbation, with counts."""
-    from rvqa.atlas.keys import storable
-    from rvqa.atlas.sources import Layers, layer_of, read_cells
-    from rvqa.files import require_writable, write_h5ad
-    from rvqa.serving.engine import open_engine
+    from rvqa.data.files.keys import storable
+    from rvqa.data.files.sources import Layers, layer_of, read_cells
+    from rvqa.io.files import require_writable, write_h5ad
+    from rvqa.serving.engines import open_engine
 
     require_writable(output, force=force, inputs=[cells])
     if report is not None:
@@ -542,7 +544,8 @@ def perturb(
         write_h5ad(predicted, output, force=force)
     _print_coverage(predicted.uns["rvqa"]["coverage"])
     if report is not None:
-        from rvqa.report import command_line, perturbation_report
+        from rvqa.report import perturbation_report
+        from rvqa.report.page import command_line
 
         title = f"{perturbation} on cells of {cells.name}"
         command = command_line()
@@ -620,7 +623,7 @@ def _kept_replies(output: Path, engine: str) -> Iterator[Path | None]:
     if engine == "hf":
         yield None
         return
-    from rvqa.files import resumable
+    from rvqa.io.files import resumable
 
     kept = output.with_name(f"{output.name}.replies")
     resumable.append(kept)
@@ -631,7 +634,7 @@ def _kept_replies(output: Path, engine: str) -> Iterator[Path | None]:
 
 def _print_coverage(report: Mapping[str, Any], name: str = "") -> None:
     """Print one line on how the genes of a file met those of the model, and where its counts were if not in X."""
-    from rvqa.genes import coverage_sentence
+    from rvqa.data.genes import coverage_sentence
 
     _print(f"{name or 'genes'}: {coverage_sentence(report)}")
     if report.get("counts_from", "X") != "X":
@@ -640,7 +643,7 @@ def _print_coverage(report: Mapping[str, Any], name: str = "") -> None:
 
 def _print_places(name: str, file: Mapping[str, Any]) -> None:
     """Print where the counts of a file were, if not in X, and what was left out of it."""
-    from rvqa.features import left_out_sentence
+    from rvqa.data.features import left_out_sentence
 
     said = [f"counts from {file['counts_from']}"] * (file["counts_from"] != "X")
     said += [left_out_sentence(file["left_out"])] * bool(file["left_out"])
@@ -658,7 +661,7 @@ def _stop(signal_number: int, frame: FrameType | None) -> None:
 
 def _written() -> str:
     """Say which outputs stand complete and what can go on, where the module that writes them was needed at all."""
-    files = sys.modules.get("rvqa.files")
+    files = sys.modules.get("rvqa.io.files")
     outputs = ", ".join(map(str, files.written)) if files else ""
     folders = ", ".join(map(str, files.resumable)) if files else ""
     said = [f"{outputs} was complete by then."] if outputs else [] if folders else ["nothing was written."]

@@ -20,20 +20,21 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from rvqa.annotation import annotate
-from rvqa.atlas.sources import read_cells
-from rvqa.codes import cell_codes, cells_on_axis
-from rvqa.counts import log1p_normalise
+from rvqa.data.counts import log1p_normalise
+from rvqa.data.files.sources import read_cells
+from rvqa.data.genes import CoverageWarning, align, map_columns
+from rvqa.data.recovery import recover_counts
+from rvqa.encoding import cell_codes, cells_on_axis
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
 from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
 from rvqa.evaluation.profiles import log1p_on_axis, shared_log1p
 from rvqa.evaluation.simulation import simulate_response
-from rvqa.genes import CoverageWarning, align, map_columns
-from rvqa.model import Model, quiet_transformers, require_new_directory
+from rvqa.language.model import Model, require_new_directory
+from rvqa.language.opening import quiet_transformers
 from rvqa.perturbation import decode_counts, perturb, residual_ratios
-from rvqa.recovery import recover_counts
-from rvqa.report import Report, command_line, is_report
 from rvqa.report.annotation import add_annotation
+from rvqa.report.page import Report, command_line, is_report
 from rvqa.report.perturbation import Shift, add_perturbation
 
 HELD_OUT_DONORS = ("1244", "1256")

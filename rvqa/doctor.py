@@ -185,7 +185,7 @@ def _folder_line(folder: dict[str, Any], content: str) -> str:
 
 
 def _ask_aliases(facts: dict[str, Any]) -> None:
-    from rvqa.aliases import alias_table
+    from rvqa.data.aliases import alias_table
 
     if table := alias_table():
         facts["data"]["aliases"] = f"table of the HGNC in RVQA_REF_DIR, {len(table):,} genes"
@@ -203,7 +203,7 @@ def _ask_torch(facts: dict[str, Any]) -> None:
     if facts["backends"]["cpu"] is None:
         facts["backend"]["native"] = sys.modules["rvqa._native"].__file__
         try:
-            facts["backend"]["isa"] = sys.modules["rvqa.kernels.cpu"].isa()
+            facts["backend"]["isa"] = sys.modules["rvqa.kernels.cpu.backend"].isa()
         except InputError as error:
             facts["problems"].append(str(error))
     else:

@@ -1,8 +1,10 @@
 """Errors that are the user's to mend, said in one clear sentence: wrong input or wrong use, a server that is gone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -41,3 +43,33 @@ def about(name: object) -> Iterator[None]:
 def printable(text: object) -> str:
     """Text with its control characters written out: a terminal acts on those that a file's names may hold."""
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in str(text))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Sentence that offers what is known, the names most like the given one first."""
+    names = list(dict.fromkeys(str(each) for each in known))
+    if not names:
+        return "There are none."
+    close = get_close_matches(str(name), names, n=3, cutoff=0.5)
+    shown = close or sorted(names)[:10]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"{'Nearest' if close else 'Known'}: {', '.join(repr(each) for each in shown)}{more}."
+
+
+def require_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are not known, offering the nearest.
+
+    Raises
+    ------
+    InputError
+        Names the first unknown one.
+    """
+    known = list(known)
+    for name in sorted(set(names) - set(known), key=str):
+        raise InputError(f"{name!r} is no {kind}. {nearest(name, known)}")
+
+
+def quoted(names: Iterable[Any]) -> str:
+    """List of names in quotes, at most 20."""
+    each = [repr(str(name)) for name in names]
+    return ", ".join(each[:20]) + ", ..." * (len(each) > 20)

@@ -21,15 +21,17 @@ from anndata import AnnData
 from tqdm import tqdm
 
 import rvqa
-from rvqa.codes import cells_on_axis, coverage_of, in_memory
-from rvqa.errors import InputError
-from rvqa.genes import map_columns
-from rvqa.grammar import Rule
-from rvqa.model import Model
-from rvqa.obs import as_text, column, conditions_of, labels_of, nearest, require_known
-from rvqa.prompts import PERTURB
-from rvqa.serving.engine import BLOCK, Ask, Engine, gather, open_engine
-from rvqa.tokenizer import CellTokenizer, draw_counts
+from rvqa.data.columns import as_text, column, conditions_of, labels_of
+from rvqa.data.genes import map_columns
+from rvqa.encoding import cells_on_axis, coverage_of, in_memory
+from rvqa.errors import InputError, nearest, require_known
+from rvqa.language.grammar import Rule
+from rvqa.language.model import Model
+from rvqa.language.prompts import PERTURB
+from rvqa.serving.asks import BLOCK, Ask, Engine
+from rvqa.serving.engines import open_engine
+from rvqa.serving.replies import gather
+from rvqa.tokenizer.model import CellTokenizer, draw_counts
 
 PRIOR_COUNTS = 5.0
 """Counts added to both sides of the ratio: a gene with fewer in all control cells of a type says little about it."""

@@ -32,7 +32,7 @@ LONGEST = (
     "gpu/test_triton.py",
     "atlas/test_run.py",
     "test_bad_input.py",
-    "training/test_tokenizer_run.py",
+    "training/tokenizer/test_run.py",
     "test_cli.py",
     "test_demo.py",
     "atlas/test_cluster.py",
@@ -126,9 +126,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable:
 @pytest.fixture(scope="session")
 def pbmc_tokenizer(read: Callable, once: Callable):
     """A tokenizer fitted briefly on real PBMC, of two studies with different genes."""
-    from rvqa.tokenizer import CellTokenizer
-    from rvqa.training.reference import read_reference
-    from rvqa.training.tokenizer import TokenizerSettings
+    from rvqa.tokenizer.model import CellTokenizer
+    from rvqa.training.references import read_reference
+    from rvqa.training.tokenizer.settings import TokenizerSettings
 
     def fit(path: Path) -> None:
         references = [
@@ -152,9 +152,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def model_path(shipped, once: Callable) -> Path:
     """Directory of a model fitted briefly on those cells: real, small, not good."""
-    from rvqa.training.cpt import LanguageSettings
     from rvqa.training.fit import FitSettings
-    from rvqa.training.tokenizer import TokenizerSettings
+    from rvqa.training.language.cpt import LanguageSettings
+    from rvqa.training.tokenizer.settings import TokenizerSettings
 
     settings = FitSettings(tokenizer=TokenizerSettings(epochs=60), language=LanguageSettings(steps=150, batch_size=64))
     return once("model", lambda path: fit_shipped(shipped, settings).save_pretrained(path))
@@ -187,7 +187,8 @@ def fit_shipped(shipped, settings):
 @pytest.fixture
 def rvqa_cli(monkeypatch, capsys):
     """Run the command line in this process: exit code, what it wrote to standard output and to standard error."""
-    from rvqa import cli, files
+    from rvqa import cli
+    from rvqa.io import files
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["rvqa", *map(str, arguments)])

@@ -17,7 +17,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from rvqa.vocabulary import CellVocabulary
+from rvqa.language.vocabulary import CellVocabulary
 
 BPE_FILE = "qwen_base_bpe_tokenizer.json.gz"
 BPE_SIZE = 151_643  # tokens of the BPE itself

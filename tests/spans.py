@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 import torch
 
-from rvqa import grammar
-from rvqa.grammar import Rule
-from rvqa.vocabulary import CellVocabulary
+from rvqa.language import grammar
+from rvqa.language.grammar import Rule
+from rvqa.language.vocabulary import CellVocabulary
 
 CELL = CellVocabulary(20)  # ids 20 .. 277, as in a model of 290 rows
 SMALL = CellVocabulary(6, levels=2, entries=3)  # ids 6 .. 13: spans are o01c

@@ -10,9 +10,10 @@ import torch
 import rvqa
 from rvqa.annotation import beginnings, label_scores
 from rvqa.errors import InputError
-from rvqa.prompts import ANNOTATE
-from rvqa.serving.engine import Ask, gather
+from rvqa.language.prompts import ANNOTATE
+from rvqa.serving.asks import Ask
 from rvqa.serving.hf import HuggingFace
+from rvqa.serving.replies import gather
 from rvqa.serving.scoring import AnswerTree
 
 

@@ -557,7 +557,7 @@ def test_one_label_is_said(place):
 
 
 def test_fit_recovers_counts(place):
-    from rvqa.training.reference import read_reference
+    from rvqa.training.references import read_reference
 
     counts = read_reference(place.cells, labels="label", library_size_key="depth").counts
     depth = place.cells.obs["depth"].to_numpy()[:, None]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import scanpy as sc
 
+from rvqa.data.studies import label_table
 from rvqa.demo import HELD_OUT_DONORS, SIMULATED, data_folder, real_case, run
 from rvqa.errors import InputError
-from rvqa.evaluation.studies import label_table
 
 
 @pytest.fixture(scope="module")

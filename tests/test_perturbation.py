@@ -5,11 +5,11 @@ import pytest
 import scipy.sparse as sp
 
 import rvqa
-from rvqa.codes import cell_codes
-from rvqa.counts import raw_counts
+from rvqa.data.counts import raw_counts
+from rvqa.data.genes import align
 from rvqa.demo import SIMULATED
+from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
-from rvqa.genes import align
 from rvqa.perturbation import PRIOR_COUNTS, decode_counts, residual_ratios
 
 

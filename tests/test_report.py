@@ -16,13 +16,13 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 import rvqa
 from rvqa.cli import app
+from rvqa.data.columns import as_text
 from rvqa.demo import SIMULATED
 from rvqa.errors import InputError
 from rvqa.evaluation.metrics import classification, confusion, per_class
-from rvqa.obs import as_text
-from rvqa.report import Report, annotation_report, colours, figures, is_report, perturbation_report
+from rvqa.report import annotation_report, colours, figures, perturbation_report
 from rvqa.report.annotation import add_annotation
-from rvqa.report.page import el, text
+from rvqa.report.page import Report, el, is_report, text
 
 HOSTILE = "</script><script>document.documentElement.dataset.owned=1</script>\u2028<img src=x onerror=alert(1)>&\"'"
 COLUMNS = {"cell_type_key": "label", "control_key": "condition", "control_value": "control"}

@@ -10,15 +10,15 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import rvqa
-from rvqa.aliases import AliasTable, alias_table
-from rvqa.codes import cell_codes
-from rvqa.counts import log1p_normalise
+from rvqa.data.aliases import AliasTable, alias_table
+from rvqa.data.counts import log1p_normalise
+from rvqa.data.genes import GeneAxis, match_columns
+from rvqa.data.recovery import MIN_VALUES
+from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
-from rvqa.genes import GeneAxis, match_columns
-from rvqa.recovery import MIN_VALUES
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::rvqa.genes.CoverageWarning"),
+    pytest.mark.filterwarnings("ignore::rvqa.data.genes.CoverageWarning"),
     pytest.mark.filterwarnings("ignore:(Variable|Observation) names are not unique"),
 ]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rvqa.errors import InputError
-from rvqa.training.processes import begin_group
+from rvqa.training.distributed import begin_group
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from anndata import AnnData
 
 import rvqa
 from rvqa.annotation import label_scores
-from rvqa.errors import InputError, InputWarning
-from rvqa.genes import shared_sentence
-from rvqa.model import Card, Model
-from rvqa.obs import nearest, quoted
-from rvqa.prompts import PromptEncoder
-from rvqa.training.backbone import load_backbone, open_base
-from rvqa.training.calibration import set_aside, temperature
-from rvqa.training.corpus import Corpus, CorpusSettings, texts, words
-from rvqa.training.cpt import LanguageSettings, pretrain
-from rvqa.training.reference import Reference, read_reference
-from rvqa.training.tokenizer import TokenizerSettings, fit_tokenizer, shared_genes
+from rvqa.data.genes import shared_sentence
+from rvqa.errors import InputError, InputWarning, nearest, quoted
+from rvqa.language.model import Card, Model
+from rvqa.language.prompts import PromptEncoder
+from rvqa.training.language.backbone import load_backbone, open_base
+from rvqa.training.language.calibration import set_aside, temperature
+from rvqa.training.language.corpus import Corpus, CorpusSettings, texts, words
+from rvqa.training.language.cpt import LanguageSettings, pretrain
+from rvqa.training.references import Reference, read_reference
+from rvqa.training.tokenizer.fit import fit_tokenizer, shared_genes
+from rvqa.training.tokenizer.settings import TokenizerSettings
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def fit(
     references
         Files read by `read_reference`, of different gene panels if need be; at least one with labels.
     base
-        Pretrained language model to continue from (see `rvqa.training.backbone`); None trains the small one from
-        scratch.
+        Pretrained language model to continue from (see `rvqa.training.language.backbone`); None trains the small one
+        from scratch.
     settings
         See `FitSettings`. The same settings, cells and machine give the same model.
     progress

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rvqa.atlas.codes import Codes, open_codes
+from rvqa.atlas.reader import Codes, open_codes
 from rvqa.errors import InputError
-from rvqa.json_text import shown
+from rvqa.io.json_text import shown
 
 
 @dataclass(frozen=True, eq=False)

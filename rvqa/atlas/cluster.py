@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rvqa.atlas.run import Encoder, Settings, Task, compute_kind, default_threads, encode_tasks
-from rvqa.atlas.sources import Given
+from rvqa.atlas.encoder import Encoder, Settings, compute_kind, default_threads, encode_tasks
+from rvqa.atlas.parts import Task
+from rvqa.data.files.sources import Given
 from rvqa.errors import InputError
-from rvqa.files import whole_directory
-from rvqa.tokenizer import CellTokenizer
+from rvqa.io.files import whole_directory
+from rvqa.tokenizer.model import CellTokenizer
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqa.atlas.matrices import Rows
+from rvqa.data.files.matrices import Rows
 from rvqa.errors import InputError
 
 _COUNTS = {np.dtype(kind) for kind in (np.float32, np.float64, np.int32, np.uint8, np.uint16, np.uint32)}

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rvqa.errors import InputError
-from rvqa.json_text import require_keys, shown
-
-REPAIR = "Copy it again, or make it anew."
-
-LARGEST_TASK = 2**20
-"""Most rows of a task: what is read of an output at once is bounded by it."""
+from rvqa.io.json_text import require_keys, shown
+from rvqa.io.tables import LARGEST_TASK, REPAIR
 
 _KEYS = {
     **{"cells": int, "levels": int, "entries": int},

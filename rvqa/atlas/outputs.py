@@ -17,14 +17,14 @@ from pyarrow import parquet
 
 from rvqa.atlas import rvq
 from rvqa.atlas.append import EarlierPart
-from rvqa.atlas.keys import Keys, child, copied, require_store
-from rvqa.atlas.sources import Given
-from rvqa.checked_hdf5 import require_taken
+from rvqa.data.files.keys import Keys, child, copied, require_store
+from rvqa.data.files.sources import Given
 from rvqa.errors import InputError
-from rvqa.files import require_folder, whole_directory, whole_file
+from rvqa.io.checked_hdf5 import require_taken
+from rvqa.io.files import require_folder, whole_directory, whole_file
 
 if TYPE_CHECKING:
-    from rvqa.atlas.run import Encoder
+    from rvqa.atlas.encoder import Encoder
 
 Parts = Sequence[rvq.RvqFile | EarlierPart]
 

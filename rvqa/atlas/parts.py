@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from rvqa.atlas import rvq
 from rvqa.errors import InputError
-from rvqa.files import resumable, whole_file, writing
-from rvqa.json_text import object_in, shown
-from rvqa.temporaries import is_temporary, remove_dead
-from rvqa.tokenizer import CellTokenizerConfig
+from rvqa.io.files import resumable, whole_file, writing
+from rvqa.io.json_text import object_in, shown
+from rvqa.io.temporaries import is_temporary, remove_dead
+from rvqa.tokenizer.model import CellTokenizerConfig
 
 
 @dataclass(frozen=True)

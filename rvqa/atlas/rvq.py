@@ -37,10 +37,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from rvqa.atlas import cell_tables
-from rvqa.atlas.manifest import REPAIR, require_sizes
+from rvqa.atlas.manifest import require_sizes
 from rvqa.errors import InputError, about
-from rvqa.json_text import object_of
+from rvqa.io import tables as cell_tables
+from rvqa.io.json_text import object_of
+from rvqa.io.tables import REPAIR
 
 OWN_COLUMNS = ("cell", "file")
 """Columns of the table of cells that are ours: names, and the file each cell is from."""
@@ -131,7 +132,7 @@ def write(
     Parameters
     ----------
     path
-        File to write; not renamed, see `rvqa.files.whole_file`.
+        File to write; not renamed, see `rvqa.io.files.whole_file`.
     codes
         Parts of the codes, uint8 [n, M].
     tables

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqa.errors import InputError
-from rvqa.evaluation.studies import label_table
-from rvqa.obs import quoted
+from rvqa.data.studies import label_table
+from rvqa.errors import InputError, quoted
 
 _FORMATS = {".csv": ",", ".tsv": "\t"}
 _EXPECTED = "Expected a JSON object, or two columns of a .csv or .tsv file: a label, and the name to compare it by."

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from rvqa.errors import InputError
-from rvqa.evaluation.studies import CellTable
-from rvqa.obs import as_text, labels_of, require_known
+from rvqa.data.columns import as_text, labels_of
+from rvqa.data.studies import CellTable
+from rvqa.errors import InputError, require_known
 
 FIT, VALIDATION, HELD_OUT = "fit", "validation", "held out"
 COLUMNS = ("file", "cell", "donor", "role")

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rvqa.atlas.sources import Layers
-from rvqa.checkpoint import read_json
-from rvqa.errors import InputError
+from rvqa.data.files.sources import Layers
+from rvqa.data.genes import FLOOR, match_columns
+from rvqa.data.studies import Study, label_table, read_study, study_files
+from rvqa.errors import InputError, quoted
 from rvqa.evaluation import splits
 from rvqa.evaluation import tokenizer_measures as measures
-from rvqa.evaluation.studies import Study, label_table, read_study, study_files
 from rvqa.evaluation.tokenizer_measures import Coded, Comparison, NotMeasured
-from rvqa.genes import FLOOR, match_columns
-from rvqa.model import load_tokenizer
-from rvqa.obs import quoted
-from rvqa.tokenizer import CellTokenizer
+from rvqa.io.tensors import read_json
+from rvqa.language.model import load_tokenizer
+from rvqa.tokenizer.model import CellTokenizer
 
 SAME_CELL = 20
 """Genes with counts that two cells must have in common, all with the same counts, to be taken for the same cell."""

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from rvqa.counts import log1p_normalise
+from rvqa.data.counts import log1p_normalise
+from rvqa.data.genes import FLOOR, GeneAxis, map_columns, match_columns
+from rvqa.data.studies import Study
+from rvqa.errors import quoted
 from rvqa.evaluation import baselines
 from rvqa.evaluation.clusters import clustering, knn_purity
 from rvqa.evaluation.metrics import bootstrap_interval, classification, perplexity
 from rvqa.evaluation.populations import gene_correlation, mean_pearson_centered, variance_over_poisson, variance_pearson
-from rvqa.evaluation.studies import Study
-from rvqa.genes import FLOOR, GeneAxis, map_columns, match_columns
-from rvqa.obs import quoted
-from rvqa.tokenizer import CellTokenizer
+from rvqa.tokenizer.model import CellTokenizer
 
 MIN_CELLS = 50
 """Fewest unseen cells of a study, and of a type whose population is measured, that figures are given for."""

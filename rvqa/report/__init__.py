@@ -9,9 +9,9 @@ from typing import Any
 
 from anndata import AnnData
 
+from rvqa.data.columns import labels_of
 from rvqa.errors import InputError
-from rvqa.model import Model
-from rvqa.obs import labels_of
+from rvqa.language.model import Model
 from rvqa.report.annotation import add_annotation, coverage_text
 from rvqa.report.page import Report, command_line, is_report
 from rvqa.report.perturbation import add_perturbation, compare

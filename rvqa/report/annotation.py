@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from rvqa.data.columns import labels_of
 from rvqa.evaluation.label_names import ComparedLabels, compare_labels
 from rvqa.evaluation.metrics import classification, confusion, per_class
-from rvqa.obs import labels_of
 from rvqa.report.figures import (
     MAX_POINTS,
     Colouring,

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import rvqa
-from rvqa.files import require_writable, whole_file
+from rvqa.io.files import require_writable, whole_file
 from rvqa.report import colours
-from rvqa.serving.engine import without_password
+from rvqa.serving.asks import without_password
 
 _VOID = frozenset({"meta", "br"})
 _GENERATOR = "rvqa report"

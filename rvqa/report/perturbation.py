@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from rvqa.codes import cell_codes, cells_on_axis
-from rvqa.counts import log1p_normalise
+from rvqa.data.columns import conditions_of, labels_of
+from rvqa.data.counts import log1p_normalise
+from rvqa.data.genes import map_columns
+from rvqa.encoding import cell_codes, cells_on_axis
 from rvqa.errors import InputError
 from rvqa.evaluation.metrics import ShiftTruth
 from rvqa.evaluation.profiles import log1p_on_axis
-from rvqa.genes import map_columns
-from rvqa.model import Model
-from rvqa.obs import conditions_of, labels_of
+from rvqa.language.model import Model
 from rvqa.report.annotation import code_colouring, drawn_text
 from rvqa.report.figures import (
     Colouring,

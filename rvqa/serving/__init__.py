@@ -1,1 +1,1 @@
-"""Adapters of `rvqa.grammar` to generation engines; no grammar logic of their own."""
+"""Adapters of `rvqa.language.grammar` to generation engines; no grammar logic of their own."""

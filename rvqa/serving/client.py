@@ -16,12 +16,12 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from rvqa.errors import EngineError, InputError, InputWarning
-from rvqa.json_text import shown
+from rvqa.io.json_text import shown
+from rvqa.serving.asks import Ask, Reply, is_log_probability, require_temperature
 from rvqa.serving.connection import NETWORK, ROOM, Connections
-from rvqa.serving.engine import Ask, Reply, is_log_probability, require_temperature
 
 if TYPE_CHECKING:
-    from rvqa.model import Model
+    from rvqa.language.model import Model
 
 _AGAIN = (408, 429, 500, 502, 503, 504)
 """Answers of a server that may go well later."""
@@ -31,7 +31,7 @@ _TOKEN, _CHOICE = 512, 1024
 
 
 class Client:
-    """An engine of `rvqa.serving.engine`.
+    """An engine of `rvqa.serving.replies`.
 
     The environment variable RVQA_API_KEY, where it is set, is sent as a bearer token (`vllm serve --api-key`); the user
     and password of "http://user:password@host:8000" are sent in its place.

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from rvqa.errors import EngineError, InputError
-from rvqa.json_text import object_of
-from rvqa.serving.engine import without_password
+from rvqa.io.json_text import object_of
+from rvqa.serving.asks import without_password
 
 T = TypeVar("T")
 

@@ -1,9 +1,9 @@
 """Hugging Face models as an engine: the grammar as a logits processor, and ten forced-window tokens done fast.
 
-`CellSpanLogitsProcessor` is a thin adapter of `rvqa.grammar` for `model.generate`. `HuggingFace` answers the asks of
-`rvqa.serving.engine`. `generate_cells` writes one cell a
-prompt; its fast path runs the model on the 8 free positions only (opener and closer are known) and multiplies the last
-hidden state with the 32 output rows of the level at hand, `hidden_BH @ W[lo:hi].T`, instead of all 151,936.
+`CellSpanLogitsProcessor` is a thin adapter of `rvqa.language.grammar` for `model.generate`. `HuggingFace` answers the
+asks of `rvqa.serving.replies`. `generate_cells` writes one cell a prompt; its fast path runs the model on the 8 free
+positions only (opener and closer are known) and multiplies the last hidden state with the 32 output rows of the level
+at hand, `hidden_BH @ W[lo:hi].T`, instead of all 151,936.
 
 Legend: B prompts, L prompt length, H hidden width, K codes of a level, V vocabulary.
 """
@@ -20,17 +20,18 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from rvqa import grammar
 from rvqa.errors import InputError
-from rvqa.prompts import words_ids
-from rvqa.serving.engine import Ask, Reply
+from rvqa.language import grammar, masks
+from rvqa.language.prompts import words_ids
+from rvqa.language.rows import require_rows
+from rvqa.language.vocabulary import CellVocabulary
+from rvqa.serving.asks import Ask, Reply
 from rvqa.serving.scoring import AnswerTree
-from rvqa.vocabulary import CellVocabulary, require_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rvqa.model import Model
+    from rvqa.language.model import Model
 
 # Settings with which a model changes logits after its output matrix; the fast path knows none of them.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -40,7 +41,7 @@ _SEEDS = 2**64
 
 
 class HuggingFace:
-    """An engine of `rvqa.serving.engine`: the model in this process.
+    """An engine of `rvqa.serving.replies`: the model in this process.
 
     An ask draws from its own seed, so its output does not depend on the other asks, their order or the batches. One
     limit remains: the logits of a prompt can differ in their last bits between batches of different shape, and a draw
@@ -130,7 +131,7 @@ class CellSpanLogitsProcessor(LogitsProcessor):
     stop_ids
         The model's end tokens (`generation_config.eos_token_id`); the first is forced where the rule ends an output.
     answers
-        Ids of the rule's choices, in their order (`rvqa.prompts.word_ids`).
+        Ids of the rule's choices, in their order (`rvqa.language.prompts.word_ids`).
 
     Raises
     ------
@@ -160,7 +161,7 @@ class CellSpanLogitsProcessor(LogitsProcessor):
         self.rule = rule
         self.prompt_length = prompt_length
         self.max_new_tokens = max_new_tokens
-        self.answers_AD = grammar.answer_tensor(answers, self.stop_id) if answers and self.stop_id is not None else None
+        self.answers_AD = masks.answer_tensor(answers, self.stop_id) if answers and self.stop_id is not None else None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Masked copy of `scores` [B, V], given prompts and outputs `input_ids` int64 [B, L]."""
@@ -169,12 +170,10 @@ class CellSpanLogitsProcessor(LogitsProcessor):
         remaining = self.max_new_tokens - length
         if self.stop_id is not None and self.answers_AD is not None:
             self.answers_AD = answers_AD = self.answers_AD.to(scores.device)
-            return grammar.mask_choices_(
-                scores.clone(), output_BL, length, answers_AD, self.stop_id, remaining=remaining
-            )
+            return masks.mask_choices_(scores.clone(), output_BL, length, answers_AD, self.stop_id, remaining=remaining)
         last_BK = output_BL[:, -self.vocabulary.span_length :]
         states_B = grammar.states(last_BK, self.vocabulary, self.rule.cells, length=length, remaining=remaining)
-        return grammar.apply_mask_(scores.clone(), states_B, self.vocabulary, stop_id=self.stop_id)
+        return masks.apply_mask_(scores.clone(), states_B, self.vocabulary, stop_id=self.stop_id)
 
 
 def generate_cells(

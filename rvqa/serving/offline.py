@@ -7,17 +7,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rvqa.errors import InputError
-from rvqa.serving.engine import Ask, Reply, require_temperature
+from rvqa.serving.asks import Ask, Reply, require_temperature
 
 if TYPE_CHECKING:
-    from rvqa.model import Model
+    from rvqa.language.model import Model
 
 _BLOCK = 2048
 """Asks given to vLLM at once; it fills its own batches from them."""
 
 
 class Offline:
-    """An engine of `rvqa.serving.engine`.
+    """An engine of `rvqa.serving.replies`.
 
     Parameters
     ----------

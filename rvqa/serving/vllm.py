@@ -5,7 +5,8 @@ request says what its output must be in `SamplingParams.extra_args`, over HTTP i
 default, "text", "one_cell", "n_cells", "choice"), `rvqa_n_cells`, `rvqa_choices`. See docs/serving.md.
 
 States are computed at each step from what was written, on the device of the logits and without waiting for it; nothing
-is kept from step to step. V1 hands over lists of ids, Model Runner V2 tensors of them; both end in `rvqa.grammar`.
+is kept from step to step. V1 hands over lists of ids, Model Runner V2 tensors of them; both end in
+`rvqa.language.grammar`.
 
 Legend: B rows of logits, K = span_length ids, V vocabulary, A answers of up to D ids.
 """
@@ -26,12 +27,12 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2
 
-from rvqa import grammar
 from rvqa.errors import InputError
-from rvqa.grammar import Rule
-from rvqa.json_text import shown
-from rvqa.prompts import words_ids
-from rvqa.vocabulary import OPENER, CellVocabulary
+from rvqa.io.json_text import shown
+from rvqa.language import grammar, masks
+from rvqa.language.grammar import Rule
+from rvqa.language.prompts import words_ids
+from rvqa.language.vocabulary import OPENER, CellVocabulary
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -180,7 +181,7 @@ class CellSpans(V1, V2):
         """Ids that occur in the answers of mode choice, and the answers on the device."""
         answers = words_ids(self.tokenizer, choices)
         ids = frozenset(token_id for answer in answers for token_id in answer)
-        return ids, grammar.answer_tensor(answers, self.stop_id, self.device)
+        return ids, masks.answer_tensor(answers, self.stop_id, self.device)
 
     def is_argmax_invariant(self) -> bool:
         """No: the likeliest token may be one that is not allowed."""
@@ -263,7 +264,7 @@ class CellSpans(V1, V2):
             _require_known(ids)
             at = self._to_device(np.array(rows))
             numbers = self._to_device(facts[rows])
-            logits[at] = grammar.mask_choices_(
+            logits[at] = masks.mask_choices_(
                 logits[at], self._to_device(ids), numbers[:, -2], tensor, self.stop_id, remaining=numbers[:, -1]
             )
         return logits
@@ -292,7 +293,7 @@ class CellSpans(V1, V2):
         for choices in sorted(active):
             number, tensor = self.sets[choices]
             ids = written(prompt_B[:, None] + torch.arange(tensor.shape[1], device=logits.device))
-            masked = grammar.mask_choices_(logits.clone(), ids, length_B, tensor, self.stop_id, remaining=remaining_B)
+            masked = masks.mask_choices_(logits.clone(), ids, length_B, tensor, self.stop_id, remaining=remaining_B)
             logits.copy_(torch.where((number_B == number)[:, None], masked, logits))
         return logits
 
@@ -307,7 +308,7 @@ class CellSpans(V1, V2):
         assert self.vocabulary is not None
         cells, length, remaining = (each.reshape(-1) for each in (cells, length, remaining))
         states = grammar.states(ids, self.vocabulary, cells, length=length, remaining=remaining)
-        grammar.apply_mask_(logits, states, self.vocabulary, stop_id=self.stop_id)
+        masks.apply_mask_(logits, states, self.vocabulary, stop_id=self.stop_id)
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         host = torch.from_numpy(values)

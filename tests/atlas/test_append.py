@@ -5,7 +5,8 @@ import pytest
 
 import rvqa
 from rvqa.atlas import run
-from rvqa.atlas.run import Settings, encode_files
+from rvqa.atlas.encoder import Settings
+from rvqa.atlas.run import encode_files
 from rvqa.errors import InputError
 from tests.atlas.test_run import Stop, bytes_of
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import rvqa
-from rvqa.atlas.run import Settings, encode_files
+from rvqa.atlas.encoder import Settings
+from rvqa.atlas.run import encode_files
 from rvqa.errors import InputError
 from tests.atlas.test_run import bytes_of
 

@@ -6,8 +6,9 @@ import torch
 
 from rvqa.atlas import device
 from rvqa.atlas.device import Lanes, countable, narrow, widened
-from rvqa.atlas.matrices import Rows
-from rvqa.atlas.run import Settings, encode_files
+from rvqa.atlas.encoder import Settings
+from rvqa.atlas.run import encode_files
+from rvqa.data.files.matrices import Rows
 from rvqa.errors import InputError
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import rvqa
-from rvqa.atlas import hdf5
-from rvqa.atlas.run import Settings, encode_files
+from rvqa.atlas.encoder import Settings
+from rvqa.atlas.run import encode_files
+from rvqa.data.files import hdf5
 from rvqa.errors import InputError
-from rvqa.tokenizer import CellTokenizer
+from rvqa.tokenizer.model import CellTokenizer
 from tests.atlas.conftest import rewrite
 from tests.atlas.test_run import bytes_of, saved
 

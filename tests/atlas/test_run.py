@@ -15,10 +15,12 @@ import pytest
 from anndata import AnnData
 
 import rvqa
-from rvqa.atlas import matrices, run, rvq, sources
-from rvqa.atlas.run import Settings, encode_files
+from rvqa.atlas import run, rvq
+from rvqa.atlas.encoder import Settings
+from rvqa.atlas.run import encode_files
+from rvqa.data.files import matrices, sources
 from rvqa.errors import InputError
-from rvqa.tokenizer import CellTokenizer
+from rvqa.tokenizer.model import CellTokenizer
 from tests.atlas.conftest import DENSE
 
 CELLS = 300

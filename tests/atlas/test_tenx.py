@@ -15,8 +15,8 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvqa.atlas import tenx
-from rvqa.atlas.hdf5 import Dataset
+from rvqa.data.files import tenx
+from rvqa.data.files.hdf5 import Dataset
 from rvqa.errors import InputError
 
 TYPES = ("Gene Expression", "Antibody Capture")

@@ -72,7 +72,7 @@ def predicted():
 
 
 def perturb(out, **options):
-    from rvqa.files import write_h5ad
+    from rvqa.io.files import write_h5ad
 
     write_h5ad(predicted(), out, force=True)
 
@@ -98,14 +98,14 @@ def save(out, **options):
 def checkpoint(out, **options):
     import torch
 
-    from rvqa.training.tokenizer_checkpoint import CheckpointFolder, State
+    from rvqa.training.tokenizer.checkpoint import CheckpointFolder, State
 
     CheckpointFolder(out, {"settings": 1}).write(State({"step": 3}, {"a": torch.ones(5_000), "b": torch.ones(3)}))
 
 
 def fit_tokenizer(out, **options):
-    from rvqa.training.tokenizer_files import fit_tokenizer_files
-    from rvqa.training.tokenizer_settings import TokenizerSettings
+    from rvqa.training.tokenizer.fit_files import fit_tokenizer_files
+    from rvqa.training.tokenizer.settings import TokenizerSettings
 
     settings = TokenizerSettings(epochs=2, n_top_genes=60, hidden=8, latent=4, levels=2, entries=4)
     checkpoint = out.with_name("state")

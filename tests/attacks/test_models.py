@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import rvqa
 from rvqa.errors import InputError
-from rvqa.model import load_tokenizer
+from rvqa.language.model import load_tokenizer
 from tests.attacks.cases import CASES, mutated, survive
 from tests.attacks.odd_json import altered, written
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 import rvqa
-from rvqa.atlas import run, watch
-from rvqa.atlas.run import Settings, encode_files
+from rvqa.atlas import run
+from rvqa.atlas.encoder import Settings
+from rvqa.atlas.run import encode_files
+from rvqa.data.files import watch
 from rvqa.errors import InputError
-from rvqa.files import require_folder, whole_directory, whole_file
-from rvqa.temporaries import folder_beside
-from rvqa.training.tokenizer_checkpoint import CheckpointFolder, State
+from rvqa.io.files import require_folder, whole_directory, whole_file
+from rvqa.io.temporaries import folder_beside
+from rvqa.training.tokenizer.checkpoint import CheckpointFolder, State
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def test_tensors_of_others_in_a_checkpoint_stay(tmp_path):
 def left_behind(place):
     """Have a process begin an output and be killed."""
     told = (
-        "import os, sys; from pathlib import Path; from rvqa.temporaries import folder_beside\n"
+        "import os, sys; from pathlib import Path; from rvqa.io.temporaries import folder_beside\n"
         "with folder_beside(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('half'); os.kill(os.getpid(), 9)"
     )
@@ -176,7 +178,9 @@ def test_the_next_start_removes_what_dead_processes_left_and_nothing_else(tmp_pa
     with folder_beside(tmp_path / "live") as live:
         require_folder(tmp_path)
         assert live.is_dir()
-        told = "import sys, pathlib; from rvqa.temporaries import remove_dead; remove_dead(pathlib.Path(sys.argv[1]))"
+        told = (
+            "import sys, pathlib; from rvqa.io.temporaries import remove_dead; remove_dead(pathlib.Path(sys.argv[1]))"
+        )
         subprocess.run([sys.executable, "-c", told, str(tmp_path)], check=True)  # also for other processes
         assert live.is_dir()
     assert not left.exists()
@@ -334,7 +338,7 @@ def test_annotate_refuses_an_input_that_changes(kind, out, cells, path, model, t
 
 
 def test_perturb_and_fit_refuse_cells_that_change_while_they_are_read(path, monkeypatch):
-    from rvqa.atlas import sources
+    from rvqa.data.files import sources
 
     read = sources.Source.in_memory
     monkeypatch.setattr(sources.Source, "in_memory", lambda *given, **named: (read(*given, **named), replace(path))[0])

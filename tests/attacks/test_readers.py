@@ -18,11 +18,11 @@ import zarr
 from anndata.io import write_elem
 from scipy.io import mmwrite
 
-from rvqa.atlas import memory
-from rvqa.atlas.keys import copied
-from rvqa.atlas.memory import limited
-from rvqa.atlas.sources import obs_of, open_source, read_cells, read_results
-from rvqa.codes import codes_of_file
+from rvqa.data.files import memory
+from rvqa.data.files.keys import copied
+from rvqa.data.files.memory import limited
+from rvqa.data.files.sources import obs_of, open_source, read_cells, read_results
+from rvqa.encoding import codes_of_file
 from rvqa.errors import InputError
 from tests.attacks.cases import mutated, survive
 from tests.test_fuzz import IDS, SYMBOLS, counts_of, tokenizer

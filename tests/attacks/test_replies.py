@@ -10,8 +10,9 @@ import pytest
 
 import rvqa
 from rvqa.errors import EngineError, InputError
-from rvqa.grammar import Rule
-from rvqa.serving.engine import Ask, Reply, gather, is_log_probability
+from rvqa.language.grammar import Rule
+from rvqa.serving.asks import Ask, Reply, is_log_probability
+from rvqa.serving.replies import gather
 from tests.attacks.cases import mutated, survive
 
 SCORES = [Ask((5, 6, i), answers=((8,), (9, 10))) for i in range(20)]

@@ -25,9 +25,11 @@ import pytest
 
 import rvqa
 from rvqa.errors import EngineError, InputError
-from rvqa.grammar import Rule, is_valid_output
+from rvqa.language.grammar import Rule, is_valid_output
+from rvqa.serving.asks import Ask, is_log_probability
 from rvqa.serving.client import Client
-from rvqa.serving.engine import Ask, gather, is_log_probability, open_engine
+from rvqa.serving.engines import open_engine
+from rvqa.serving.replies import gather
 from tests.attacks.cases import mutated, survive
 from tests.attacks.servers import Loopback, annotates, completion, places, response
 
@@ -417,7 +419,7 @@ def test_an_address_that_leads_nowhere_is_shown_without_its_password(model, addr
 
 
 def test_a_report_shows_the_command_without_the_password(monkeypatch):
-    from rvqa.report import command_line
+    from rvqa.report.page import command_line
 
     given = [
         "rvqa",

@@ -23,11 +23,12 @@ from pyarrow import parquet
 import rvqa
 from rvqa.atlas import rvq
 from rvqa.atlas.append import Earlier
-from rvqa.atlas.run import Settings, encode_files
+from rvqa.atlas.encoder import Settings
+from rvqa.atlas.run import encode_files
+from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError
-from rvqa.genes import GeneAxis
-from rvqa.tokenizer import CellTokenizer, CellTokenizerConfig
-from rvqa.vocabulary import CellVocabulary
+from rvqa.language.vocabulary import CellVocabulary
+from rvqa.tokenizer.model import CellTokenizer, CellTokenizerConfig
 from tests.attacks.cases import CASES, mutated, survive
 from tests.attacks.odd_json import altered, written
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rvqa.cli import app
-from rvqa.tokenizer import CellTokenizer
+from rvqa.tokenizer.model import CellTokenizer
 from tests.test_cli import run
 
 FILES = ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")

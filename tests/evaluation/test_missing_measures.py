@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from rvqa.data.studies import read_study
 from rvqa.errors import InputError
 from rvqa.evaluation import splits
 from rvqa.evaluation import tokenizer_measures as measures
-from rvqa.evaluation.studies import read_study
 from rvqa.evaluation.tokenizer import evaluate_directory, evaluate_tokenizer, missing, same_cells, text
 from rvqa.report.tokenizer import tokenizer_report
 
@@ -119,9 +119,9 @@ def parts(read, tmp_path_factory):
 
 def test_files_of_few_genes_narrow_no_comparison_but_their_own(parts, read, tmp_path):
     """Fitted on and unseen: 299 genes, 421 genes, and whole transcriptomes."""
-    from rvqa.tokenizer import CellTokenizer
-    from rvqa.training.reference import read_reference
-    from rvqa.training.tokenizer import TokenizerSettings
+    from rvqa.tokenizer.model import CellTokenizer
+    from rvqa.training.references import read_reference
+    from rvqa.training.tokenizer.settings import TokenizerSettings
 
     fitted = [parts(name, step) for name, step in (("pbmc3k_10x", 5), (FEW[0], 60), (FEW[1], 6))]
     references = [

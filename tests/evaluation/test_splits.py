@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from rvqa.data.studies import Study, label_table, read_study, shared_axis, study_files
 from rvqa.errors import InputError
 from rvqa.evaluation import splits
-from rvqa.evaluation.studies import Study, label_table, read_study, shared_axis, study_files
 
 
 def study(name, donors, cells=None):

@@ -17,7 +17,9 @@ from tests.kernels.test_span_mask import BITS, check, random_logits, random_stat
 if (reason := registry.reason_absent("triton")) is not None:
     pytest.skip(f"backend triton is not live: {reason}", allow_module_level=True)
 
-from rvqa.kernels import triton_backend, triton_codes, triton_mask
+from rvqa.kernels.triton import backend as triton_backend
+from rvqa.kernels.triton import codes as triton_codes
+from rvqa.kernels.triton import mask as triton_mask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [

@@ -19,7 +19,8 @@ if registry.backends()["cpu"] is not None:
 
 FINGERPRINT = """
 import hashlib, torch
-from rvqa.kernels import cpu, ops
+from rvqa.kernels import ops
+from rvqa.kernels.cpu import backend as cpu
 from tests.kernels.exact import FAMILIES, natural
 from tests.kernels.test_csr_project import counts
 from tests.kernels.test_span_mask import BITS, random_logits, windows

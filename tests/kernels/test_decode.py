@@ -37,19 +37,6 @@ def test_fewer_levels(backend):
     assert torch.equal(ops.decode(codes.T.contiguous().T, tables), ops.decode(codes, tables))
 
 
-def test_a_linear_layer_folds_into_the_codewords(backend):
-    _, codebooks = natural(0, 8, 32, 16)
-    layer = torch.nn.Linear(16, 50)
-    tables = ops.prepare(codebooks)
-    codes = torch.randint(0, 32, (40, 8), dtype=torch.uint8)
-    for levels in (1, 8):
-        got = ops.decode(codes, ops.fold(tables, layer.weight, layer.bias), levels)
-        right = ops.decode(codes, tables, levels).double() @ layer.weight.double().T + layer.bias.double()
-        torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"do not fit as \[H, 16\]"):
-        ops.fold(tables, layer.weight.T, layer.bias)
-
-
 def test_into_memory_that_is_there(backend):
     _, codebooks = natural(0, 4, 8, 40)
     tables = ops.prepare(codebooks)
@@ -71,8 +58,8 @@ def test_into_memory_that_holds_a_sign(backend):
 
 
 @pytest.mark.parametrize("levels", [1, 3])
-def test_a_layer_without_outputs(backend, levels):
-    tables = ops.fold(ops.prepare(torch.ones(3, 5, 2)), torch.ones(0, 2), torch.ones(0))
+def test_codewords_without_columns(backend, levels):
+    tables = ops.Tables(torch.ones(3, 5, 0), torch.zeros(0, dtype=torch.uint8))
     codes = torch.zeros(4, 3, dtype=torch.uint8)
     assert ops.decode(codes, tables, levels).shape == (4, 0)
     with pytest.raises(InputError, match="D >= 1"):

@@ -4,13 +4,14 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
-from rvqa import grammar
 from rvqa.errors import InputError
-from rvqa.grammar import Rule, is_valid_output
-from rvqa.prompts import word_ids
+from rvqa.language import grammar
+from rvqa.language.grammar import Rule, is_valid_output
+from rvqa.language.prompts import word_ids
+from rvqa.language.rows import install_rows
+from rvqa.language.vocabulary import CellVocabulary
 from rvqa.serving import hf
 from rvqa.serving.hf import CellSpanLogitsProcessor, generate_cells
-from rvqa.vocabulary import CellVocabulary, install_rows
 from tests import qwen_fixture, spans
 
 TOKENIZER = qwen_fixture.byte_tokenizer()

@@ -60,7 +60,7 @@ def test_the_process_group_is_taken_down_before_the_interpreter():
         (
             "import atexit",
             "import torch.distributed as dist",
-            "from rvqa.training.processes import begin_group",
+            "from rvqa.training.distributed import begin_group",
             # what is registered first runs last
             "atexit.register(lambda: print('there' if dist.is_initialized() else 'gone'))",
             "begin_group('gloo', store=dist.HashStore(), rank=0, world_size=1)",

@@ -1,0 +1,1 @@
+"""Cells: counts, genes, depth and columns, from an AnnData or from files."""

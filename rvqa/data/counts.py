@@ -1,0 +1,605 @@
+"""Raw counts: find them in an AnnData, prove that they are raw, bring them to one matrix form, normalise them once.
+
+Every value is checked before a matrix passes as counts (finite, non-negative, an integer, at most 2^24 so that float32
+holds it exactly). What does not pass is labelled, so that the refusal can say what was probably handed over:
+
+    EMPTY        no cells, no genes, or nothing but zeros
+    JUNK         NaN or Inf; not a number; above 2^24; nearly integers
+    SCALED       a negative value (sc.pp.scale, regress_out, ComBat)
+    COUNTS       every value is an integer; `rvqa.data.integers` then doubts those that were never counted
+    LOG1P        1 < max <= MAX_LOG, and after expm1 rows sum to one total or are whole numbers times a factor
+    NORMALISED   rows sum to one total or are whole numbers times a factor
+    otherwise    NORMALISED (corrected, estimated) above MAX_LOG or if most are integers; LOG1P above 1; JUNK below
+
+The first line that applies wins. Only the last three look at a sample of rows (evenly spaced, so the label is
+deterministic): they decide the wording, never the acceptance.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from rvqa.data.columns import cell_names, total_counts
+from rvqa.data.features import gene_features, with_kinds
+from rvqa.data.integers import doubt
+from rvqa.data.recovery import common_total, recover_counts, whole_multiples
+from rvqa.errors import InputError, InputWarning, nearest, quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+TARGET_SUM = 1e4  # expression is log1p of counts per 10,000, everywhere
+MAX_COUNT = 2**24  # float32 holds every integer up to here
+MAX_LOG = 20.0  # log2(1 + 1e6) = 19.9: no log-transformed expression is larger
+NEARLY = 1e-3  # non-integers all closer than this to an integer are counts that went through floating point
+_SAMPLED_ROWS, _SAMPLED_RUNS, _LOG_ROWS, _SCAN_BLOCK = 512, 16, 1024, 1 << 18
+AUTO = "auto"
+"""The layer that stands for X or, where X holds no raw counts, the place that does."""
+_USUAL = ("counts", "raw_counts", "count", "counts_raw", "raw", "umi", "umis", "umi_counts")
+_PARTS = tuple(f"layers[{name!r}]" for name in ("spliced", "unspliced", "ambiguous", "spanning"))
+"""Layers of RNA velocity: integers, but not all of a cell's counts."""
+
+
+class MatrixKind(Enum):
+    """What a matrix of cells by genes holds; the table at the top of `rvqa.data.counts` is the decision."""
+
+    COUNTS = "raw counts"
+    LOG1P = "log1p-normalised"
+    NORMALISED = "normalised"
+    SCALED = "scaled"
+    JUNK = "not expression"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True)
+class MatrixFacts:
+    """What `inspect_matrix` saw and concluded.
+
+    Numbers are over the non-zero values of the whole matrix; `row_total` (None where rows differ) and `whole_multiples`
+    over at most 512 rows, after expm1 if the kind is LOG1P, and only where the values alone do not decide.
+    """
+
+    kind: MatrixKind
+    n_cells: int
+    n_genes: int
+    dtype: str
+    n_nonzero: int = 0
+    n_nonfinite: int = 0
+    n_negative: int = 0
+    n_integer: int = 0
+    minimum: float = 0.0
+    maximum: float = 0.0
+    worst_fraction: float = 0.0
+    row_total: float | None = None
+    whole_multiples: bool = False
+
+    @property
+    def share_integer(self) -> float:
+        """Share of the non-zero values that are integers, 1 where there are none."""
+        return self.n_integer / self.n_nonzero if self.n_nonzero else 1.0
+
+
+def raw_counts(adata: AnnData, *, layer: str | None = None, recover: bool = False) -> sp.csr_matrix:
+    """Return the raw counts of an AnnData as canonical CSR; refuse anything else, saying what it looks like.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, not changed. Dense, any scipy sparse matrix or array, backed or Dask (read into memory).
+    layer
+        None or "X" for `X`, a key of `adata.layers`, "raw" for `adata.raw.X` (unless a layer is itself called so), or
+        "auto": `X`, or where that holds no raw counts the place that does (`find_counts`).
+    recover
+        Turn log1p-normalised values back into counts where `rvqa.data.recovery` proves them.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix [n_cells, n_genes]
+        As `canonical_csr`, floats as float32 (exact). It may share memory with `adata`: do not write into it. Cells
+        without counts pass and are refused by `library_size`; an unknown layer or other values are an `InputError`.
+    """
+    return _read(adata, layer, None, recover=recover).counts
+
+
+def counts_and_var(
+    adata: AnnData, *, layer: str | None = None, recover: bool = False
+) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Return `raw_counts` and the table of genes of its columns: `adata.var`, or `adata.raw.var` for layer="raw"."""
+    found = _read(adata, layer, None, recover=recover)
+    return found.counts, found.var
+
+
+@dataclass(frozen=True, eq=False)
+class CellCounts:
+    """Raw counts of the cells of a file, with what they are counts of and out of how many.
+
+    Attributes
+    ----------
+    counts
+        As `raw_counts`, CSR [N, genes of the file]; features that are not genes are left out.
+    var
+        Table of their genes: of `adata.var`, or of `adata.raw.var` for layer="raw".
+    library_size
+        Total counts, float64 [N].
+    given
+        Whether the file says `library_size`, in a column or by what its values were normalised with; else it is the sum
+        of the stored counts, of which a file cut to a panel has lost most (`rvqa.data.depth`).
+    place
+        Where the counts were: "X", "raw.X" or "layers['...']".
+    left_out
+        Number of features of each kind that are not genes.
+    """
+
+    counts: sp.csr_matrix
+    var: pd.DataFrame
+    library_size: np.ndarray
+    given: bool
+    place: str = "X"
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_counts(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+    recover: bool | None = False,
+    part: bool = False,
+) -> CellCounts:
+    """Return `counts_and_var` and `library_size`; recovered counts bring the one they were normalised with.
+
+    `recover` is None where it cannot be asked for, so that no message offers it. `part` says that the cells are some of
+    a file that was looked at before: what only many cells tell is not asked.
+    """
+    found = _read(adata, layer, library_size_key, recover=recover, part=part)
+    stored = library_size(adata, found.counts, key=library_size_key)
+    total = stored if found.recovered is None else found.recovered
+    given = library_size_key is not None or not np.array_equal(total, stored)
+    return CellCounts(found.counts, found.var, total, given, found.place, found.left_out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    counts: sp.csr_matrix
+    var: pd.DataFrame
+    place: str
+    left_out: Mapping[str, int]
+    recovered: np.ndarray | None = None
+    """Library sizes that recovered counts were normalised with."""
+
+
+def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool | None, part: bool = False) -> _Found:
+    name, stored, var = _select(adata, layer)
+    matrix = _in_memory(stored)
+    matrix = canonical_csr(matrix) if sp.issparse(matrix) else matrix
+    genes, left_out = gene_features(var)
+    if left_out:
+        matrix, var = matrix[:, genes], var[genes]
+    facts = inspect_matrix(matrix)
+    if facts.kind is not MatrixKind.COUNTS and not (recover and facts.kind is MatrixKind.LOG1P):
+        seen = f"{_what_was_seen(name, facts)}{_first_place(adata, var, matrix, facts)}"
+        raise InputError(f"{seen} {_next_step(adata, name, facts, offer=recover is not None)}")
+    csr = canonical_csr(matrix)
+    if facts.kind is MatrixKind.COUNTS:
+        if not part:
+            require_counted(csr[sampled_rows(csr.shape[0])], name)
+        counts = csr.astype(np.float32 if csr.dtype.kind == "f" else csr.dtype, copy=False)
+        return _Found(counts, var, name, left_out)
+    # A column of totals is checked against one count a value, for now.
+    recovered = recover_counts(csr, library_size=None if key is None else library_size(adata, csr.sign(), key=key))
+    # What the cells were normalised with may be a total of other features, too: then the sums of their genes are known.
+    depth = None if left_out and key is None else recovered.library_size
+    return _Found(recovered.counts, var, name, left_out, depth)
+
+
+def require_counted(sample: sp.csr_matrix, name: str) -> None:
+    """Refuse integers that were never counted, by a sample of the rows of a matrix; warn where that is only likely.
+
+    Raises
+    ------
+    InputError
+        They are certainly no counts.
+
+    Warns
+    -----
+    InputWarning
+        They probably are no counts.
+    """
+    if (found := doubt(sample)) is None:
+        return
+    if found.certain:
+        raise InputError(f"{name} holds integers that are not counts: {found.text}. {found.advice}")
+    warnings.warn(f"{name} may not hold counts: {found.text}. {found.advice}", InputWarning, stacklevel=4)
+
+
+def find_counts(places: Mapping[str, Callable[[], Any]]) -> str:
+    """Where raw counts are.
+
+    Parameters
+    ----------
+    places
+        By name ("X", "raw.X", "layers['...']"), what gives a sample of the rows there, as CSR or dense.
+
+    Returns
+    -------
+    str
+        "X" if it holds raw counts, and where nothing does; else a layer that is usually called so ("counts" first),
+        "raw.X", or the one other layer that holds them.
+
+    Raises
+    ------
+    InputError
+        Several other layers hold them.
+    """
+
+    def counted(name: str) -> bool:
+        try:
+            rows = places[name]()
+            if len(getattr(rows, "shape", ())) != 2 or classify(rows) is not MatrixKind.COUNTS:
+                return False
+        except InputError:
+            return False  # what it holds is no matrix of numbers
+        found = doubt(canonical_csr(_in_memory(rows)))
+        return found is None or not found.certain
+
+    usual = ["X", *(f"layers[{name!r}]" for name in _USUAL), "raw.X"]
+    for name in usual:
+        if name in places and counted(name):
+            return name
+    others = [name for name in places if name not in usual and name not in _PARTS]
+    hold = [name for name in others if counted(name)]
+    if len(hold) > 1:
+        raise InputError(
+            f"X holds no raw counts, and {', '.join(hold)} look as if they did. Say which: layer='...' (--layer)."
+        )
+    return hold[0] if hold else "X"
+
+
+def canonical_csr(matrix: Any) -> sp.csr_matrix:
+    """Bring any 2-D matrix to CSR with sorted indices, no duplicates and no stored zeros, without changing it.
+
+    Shares memory with a CSR input that already has this form and may be written to. Indices are int32 where they fit,
+    else int64; integers are int64 where duplicates had to be added up, else as stored. A sparse matrix whose parts
+    contradict each other is an `InputError`.
+    """
+    csr = sp.csr_matrix(_checked(matrix) if sp.issparse(matrix) and matrix.format in ("csr", "csc") else matrix)
+    if csr.has_canonical_format and np.count_nonzero(csr.data) == csr.nnz:
+        return csr
+    tidy = csr.astype(np.int64 if csr.dtype.kind in "iu" else csr.dtype)  # a copy, in which sums do not wrap around
+    tidy.sum_duplicates()
+    tidy = tidy.astype(csr.dtype, copy=False) if tidy.nnz == csr.nnz else tidy
+    tidy.eliminate_zeros()
+    return tidy
+
+
+def classify(matrix: Any) -> MatrixKind:
+    """Say what a matrix of cells by genes holds; `inspect_matrix` adds the facts behind it."""
+    return inspect_matrix(matrix).kind
+
+
+def inspect_matrix(matrix: Any) -> MatrixFacts:
+    """Look at every value of a matrix [n_cells, n_genes], dense or sparse, and conclude what it holds.
+
+    `kind` is COUNTS only if every value was seen to be one. Duplicate entries of a sparse matrix are taken one by one.
+    """
+    matrix = _in_memory(matrix)
+    if matrix.ndim != 2:
+        raise InputError(f"Expected a matrix of cells by genes, got an array with {matrix.ndim} dimensions.")
+    shape: dict[str, Any] = {"n_cells": matrix.shape[0], "n_genes": matrix.shape[1], "dtype": str(matrix.dtype)}
+    if 0 in matrix.shape or matrix.dtype.kind not in "iuf":
+        return MatrixFacts(MatrixKind.EMPTY if 0 in matrix.shape else MatrixKind.JUNK, **shape)
+    if sp.issparse(matrix) and matrix.format not in ("csr", "csc"):
+        matrix = matrix.tocsr()
+    values = matrix.data[: matrix.nnz] if sp.issparse(matrix) else matrix.ravel(order="K")
+    facts = MatrixFacts(MatrixKind.NORMALISED, **shape, **_scan(values))
+    if (certain := _kind_by_values(facts)) is not None:
+        return replace(facts, kind=certain)
+    sample = canonical_csr(matrix[sampled_rows(matrix.shape[0])])
+    rows = [row for row in np.split(sample.data.astype(np.float64), sample.indptr[1:-1]) if row.size]
+    integers, logs = facts.share_integer > 0.5, 1 < facts.maximum <= MAX_LOG
+    for kind in (MatrixKind.LOG1P, MatrixKind.NORMALISED) if logs else (MatrixKind.NORMALISED,):
+        linear = [np.expm1(row) for row in rows] if kind is MatrixKind.LOG1P else rows
+        total, multiples = common_total(linear), not integers and whole_multiples(linear)
+        if total is not None or multiples:
+            return replace(facts, kind=kind, row_total=total, whole_multiples=multiples)
+    if integers or facts.maximum > MAX_LOG:
+        return facts
+    return replace(facts, kind=MatrixKind.LOG1P if logs else MatrixKind.JUNK)
+
+
+def empty_cells(counts: sp.csr_matrix) -> np.ndarray:
+    """Return the indices, int64 [n_empty], of the cells of a canonical count matrix that have no counts at all."""
+    return np.flatnonzero(np.diff(counts.indptr) == 0)
+
+
+def library_size(adata: AnnData, counts: sp.csr_matrix, *, key: str | None = None) -> np.ndarray:
+    """Return the total counts of each cell: the depth that normalisation divides by.
+
+    Parameters
+    ----------
+    adata
+        Where `obs` and the names of cells are read.
+    counts
+        From `raw_counts`, over all stored genes: mapping onto a model's axis comes later and leaves depth alone.
+    key
+        Column of `adata.obs` with the total over all sequenced genes, for files that were cut to some genes.
+
+    Returns
+    -------
+    numpy.ndarray, float64 [n_cells]
+        In counts, > 0.
+
+    Raises
+    ------
+    InputError
+        Cells without counts (also with `key`: where nothing was seen a code would say nothing), an unknown column, or
+        totals that are not finite numbers > 0, or are below the counts that are stored.
+    """
+    n_cells = counts.shape[0]
+    if adata.n_obs != n_cells:
+        seen = f"The counts have {n_cells:,} cells, the AnnData {adata.n_obs:,}"
+        raise InputError(f"{seen}: pass the counts of this AnnData.")
+    if (empty := empty_cells(counts)).size:
+        raise InputError(
+            f"{empty.size:,} of {n_cells:,} cells have no counts in any stored gene ({cell_names(adata, empty)}). "
+            "Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
+        )
+    # A float64 vector makes scipy accumulate in float64: exact for counts.
+    stored = np.asarray(counts @ np.ones(counts.shape[1], dtype=np.float64))
+    return stored if key is None else total_counts(adata, key, stored)
+
+
+def log1p_normalise(
+    counts: sp.csr_matrix, library_size: np.ndarray, *, target_sum: float = TARGET_SUM
+) -> sp.csr_matrix:
+    """Logarithm of counts per `target_sum`: ln(1 + count / library_size * target_sum).
+
+    Parameters
+    ----------
+    counts
+        [n_cells, n_genes], any dtype, not changed; genes may already be mapped onto an axis.
+    library_size
+        [n_cells] from the function of that name; finite and > 0 wherever a cell has counts, else an `InputError`.
+    target_sum
+        Total that every cell is scaled to before the logarithm.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix, float32 [n_cells, n_genes]
+        Computed in float64 and rounded once; the sparsity pattern of `counts`, in memory of its own.
+    """
+    depth, stored = np.asarray(library_size, dtype=np.float64), np.diff(counts.indptr)
+    if depth.shape != stored.shape:
+        raise InputError(f"Expected one library size for each of {stored.size:,} cells, got shape {depth.shape}.")
+    usable = np.isfinite(depth) & (depth > 0)
+    if n_bad := np.count_nonzero(~usable & (stored > 0)):
+        raise InputError(f"{n_bad:,} cells with counts have a library size that is not finite and positive.")
+    scale = np.divide(target_sum, depth, out=np.zeros_like(depth), where=usable)
+    values = np.empty(counts.nnz, dtype=np.float32)
+    for start in range(0, stored.size, _LOG_ROWS):
+        rows = slice(start, min(start + _LOG_ROWS, stored.size))
+        span = slice(counts.indptr[rows.start], counts.indptr[rows.stop])
+        values[span] = np.log1p(counts.data[span] * np.repeat(scale[rows], stored[rows]))
+    return sp.csr_matrix((values, counts.indices[: counts.nnz].copy(), counts.indptr.copy()), shape=counts.shape)
+
+
+def _select(adata: AnnData, layer: str | None) -> tuple[str, Any, pd.DataFrame]:
+    if layer is None and adata.X is not None:
+        return "X", adata.X, adata.var
+    places = _places(adata)
+    if layer == AUTO and AUTO not in adata.layers:
+        name = find_counts({name: lambda at=name: _sample_of(*places[at]) for name in places})  # type: ignore[misc]
+    elif layer in adata.layers:
+        name = f"layers[{layer!r}]"
+    else:
+        name = {None: "X", "X": "X", "raw": "raw.X"}.get(layer, "")
+    if name in places:
+        return (name, *places[name])
+    if name == "X":
+        raise InputError(f"X is missing. {_next_step(adata, 'X', None)}")
+    layers = f"the layers {quoted(adata.layers)}" if len(adata.layers) else "no layers"
+    raw = "no .raw" if adata.raw is None else ".raw (layer='raw')"
+    advice = f"Leave layer out to use X.{' ' + nearest(str(layer), adata.layers) if len(adata.layers) else ''}"
+    raise InputError(f"There is no layer {layer!r}: the AnnData has {layers} and {raw}. {advice}")
+
+
+def _places(adata: AnnData) -> dict[str, tuple[Any, pd.DataFrame]]:
+    """Matrices of an AnnData that may hold counts, with the tables of their genes."""
+    places: dict[str, tuple[Any, pd.DataFrame]] = {} if adata.X is None else {"X": (adata.X, adata.var)}
+    places |= {f"layers[{key!r}]": (adata.layers[key], adata.var) for key in adata.layers}
+    if adata.raw is not None and "raw" not in adata.layers:
+        places["raw.X"] = (adata.raw.X, with_kinds(adata.raw.var, adata.var))
+    return places
+
+
+def _sample_of(matrix: Any, var: pd.DataFrame) -> Any:
+    """Sampled rows of a matrix in an AnnData, of its genes."""
+    rows = _in_memory(matrix[sampled_rows(matrix.shape[0])])
+    genes, left_out = gene_features(var)
+    return rows[:, genes] if left_out else rows
+
+
+def _checked(matrix: Any) -> Any:
+    """Put the arrays of a CSR or CSC matrix into a new one, without a tail; compiled code will trust their indices."""
+    stored = (matrix.data, matrix.indices, matrix.indptr)
+    # PyTorch takes no read-only array and no reversed one.
+    parts = (part if part.flags.writeable and part.flags.c_contiguous else part.copy() for part in stored)
+    try:
+        own = (sp.csr_matrix if matrix.format == "csr" else sp.csc_matrix)(tuple(parts), shape=matrix.shape)
+        own.check_format(full_check=True)
+    except ValueError as error:
+        raise InputError(f"A sparse matrix of the file is broken ({error}): write the file anew.") from error
+    return own
+
+
+def _in_memory(matrix: Any) -> Any:
+    if hasattr(matrix, "to_memory"):  # anndata's backed sparse matrix
+        matrix = matrix.to_memory()
+    elif hasattr(matrix, "compute"):  # Dask
+        matrix = matrix.compute()
+    if sp.issparse(matrix):
+        return matrix
+    if np.ma.is_masked(matrix) and matrix.dtype.kind in "iuf":
+        matrix = matrix.astype(np.float64).filled(np.nan)
+    matrix = np.asarray(matrix)
+    return native(matrix) if matrix.dtype.kind in "iuf" else matrix
+
+
+def native(values: np.ndarray) -> np.ndarray:
+    """Numbers as scipy knows them: this machine's byte order, half precision as single, long double as double; exact.
+
+    Raises
+    ------
+    InputError
+        Values of another kind: bool, complex numbers, texts.
+    """
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"The matrix holds values of type {values.dtype}, not counts. Pass raw counts.")
+    if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
+        return values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def sampled_rows(n_cells: int) -> np.ndarray:
+    """Rows by which a matrix is judged, ascending int64: all of a small one, else runs of neighbours, evenly spaced."""
+    if n_cells <= _SAMPLED_ROWS:
+        return np.arange(n_cells)
+    length = _SAMPLED_ROWS // _SAMPLED_RUNS
+    first = np.linspace(0, n_cells - length, _SAMPLED_RUNS).astype(np.int64)
+    return np.unique(first[:, None] + np.arange(length))
+
+
+def _scan(values: np.ndarray) -> dict[str, Any]:
+    seen: dict[str, Any] = dict.fromkeys(("n_nonzero", "n_nonfinite", "n_negative", "n_integer"), 0)
+    extremes: dict[str, Any] = {}
+    for start in range(0, values.size, _SCAN_BLOCK):
+        block = values[start : start + _SCAN_BLOCK]
+        block = block[block != 0]
+        finite = block[np.isfinite(block)]
+        seen["n_nonzero"] += block.size
+        seen["n_nonfinite"] += block.size - finite.size
+        if finite.size:
+            size = np.abs(finite)
+            # Nearest count that is not zero: 1e-4 is a fraction, not nearly an integer.
+            fraction = np.abs(size - np.maximum(np.rint(size), 1)) if size.dtype.kind == "f" else np.zeros(1)
+            seen["n_negative"] += int(np.count_nonzero(finite < 0))
+            seen["n_integer"] += finite.size - int(np.count_nonzero(fraction))
+            extremes["minimum"] = min(float(finite.min()), extremes.get("minimum", np.inf))
+            extremes["maximum"] = max(float(finite.max()), extremes.get("maximum", -np.inf))
+            extremes["worst_fraction"] = max(float(fraction.max()), extremes.get("worst_fraction", 0.0))
+    return seen | extremes
+
+
+def _kind_by_values(facts: MatrixFacts) -> MatrixKind | None:
+    if facts.n_nonzero == 0:
+        return MatrixKind.EMPTY
+    if facts.n_negative and not facts.n_nonfinite:
+        return MatrixKind.SCALED
+    if facts.n_nonfinite or facts.maximum > MAX_COUNT:
+        return MatrixKind.JUNK
+    if facts.n_integer == facts.n_nonzero:
+        return MatrixKind.COUNTS
+    return MatrixKind.JUNK if facts.worst_fraction < NEARLY else None
+
+
+def _what_was_seen(name: str, facts: MatrixFacts) -> str:
+    shape = f"{facts.n_cells:,} cells x {facts.n_genes:,} genes"
+    if 0 in (facts.n_cells, facts.n_genes):
+        return f"{name} has no {'genes' if facts.n_cells else 'cells'} ({shape})."
+    if facts.n_nonzero == 0:
+        what = "nothing but zeros" if facts.kind is MatrixKind.EMPTY else f"values of type {facts.dtype}, not counts"
+        return f"{name} holds {what} ({shape})."
+    if facts.n_nonfinite:
+        return f"{name} holds NaN or infinite values ({facts.n_nonfinite:,} of {facts.n_nonzero:,} non-zero values)."
+    broken, few = facts.n_nonzero - facts.n_integer, facts.share_integer > 0.995
+    share = f"{broken:,} of {facts.n_nonzero:,}" if few else f"{100 * (1 - facts.share_integer):.0f} % of"
+    numbers = f"max {_number(facts.maximum)}, {share} non-zero values are not integers"
+    if facts.kind is MatrixKind.SCALED:
+        return f"{name} looks scaled or centred: it holds negative values (min {facts.minimum:.4g}, {numbers})."
+    if facts.maximum > MAX_COUNT:
+        most = f"no gene of one cell has more than {MAX_COUNT:,} counts"
+        return f"{name} holds a value of {_number(facts.maximum)}; {most}."
+    if facts.worst_fraction < NEARLY:
+        return f"{name} holds nearly integers ({numbers}); if they are counts, round them: adata.X = adata.X.round()."
+    if facts.kind is MatrixKind.JUNK:
+        return f"{name} holds fractions between 0 and 1, not counts ({numbers})."
+    log = facts.kind is MatrixKind.LOG1P
+    if facts.row_total is None and not facts.whole_multiples:
+        return f"{name} looks {'log-transformed' if log else 'normalised, corrected or estimated'} ({numbers})."
+    sums = facts.row_total is not None and f"rows sum to {_number(facts.row_total)}"
+    why = (sums or "each row is whole numbers times a factor") + " after expm1" * log
+    return f"{name} looks {facts.kind.value} ({numbers}; {why})."
+
+
+def _first_place(adata: AnnData, var: pd.DataFrame, matrix: Any, facts: MatrixFacts) -> str:
+    """Name the cell and the gene of the first value that is wrong, in a sentence; "" where most are."""
+    few = max(10, facts.n_nonzero // 1000)
+    if facts.n_nonfinite:
+        wrong: Any = lambda values: ~np.isfinite(values)  # noqa: E731
+    elif 0 < facts.n_negative <= few:
+        wrong = lambda values: values < 0  # noqa: E731
+    elif 0 < facts.n_nonzero - facts.n_integer <= few:
+        wrong = lambda values: values != np.rint(values)  # noqa: E731
+    else:
+        return ""
+    if sp.issparse(matrix):
+        at = int(np.flatnonzero(wrong(matrix.data))[0])
+        cell, gene = int(np.searchsorted(matrix.indptr, at, side="right")) - 1, int(matrix.indices[at])
+    else:
+        cell, gene = (int(i[0]) for i in np.nonzero(wrong(np.asarray(matrix))))
+    return (
+        f" The first is {matrix[cell, gene]:.4g} in cell {str(adata.obs_names[cell])!r}, gene {str(var.index[gene])!r}."
+    )
+
+
+def _next_step(adata: AnnData, refused: str, facts: MatrixFacts | None, *, offer: bool = True) -> str:
+    """What to do about a matrix that is refused, or missing."""
+    if 0 in adata.shape:
+        return "Check what filtered or sliced it."
+    kind = MatrixKind.EMPTY if facts is None else facts.kind
+    offered = offer and kind is MatrixKind.LOG1P
+    recover = " Or have them recovered: recover=True, or --recover." if offered else ""
+    places = {name: place for name, place in _places(adata).items() if name != refused}
+    parts: list[str] = []
+    for name, (matrix, var) in places.items():
+        advice = _naming(name)
+        # A sample of rows is enough for advice: following it checks every value.
+        found = MatrixKind.EMPTY
+        if len(getattr(matrix, "shape", ())) == 2:
+            found = classify(_sample_of(matrix, var))
+        if name in _PARTS and found is MatrixKind.COUNTS:
+            parts.append(name)
+        elif found is MatrixKind.COUNTS:
+            return f"But {name} looks like raw counts: {advice}."
+        elif found is MatrixKind.LOG1P and offer and not recover:
+            recover = f" Or have them recovered from adata.{name}: {advice} and recover=True, or --recover."
+    if parts:
+        held = " and ".join(parts)
+        return f"{held} hold parts of the counts: put their sum into a layer and name it (--layer).{recover}"
+    others = f" ({', '.join(places)} looked no better)" if places else ""
+    estimated = ""
+    unlike = facts is not None and facts.row_total is None and not facts.whole_multiples
+    if kind is MatrixKind.NORMALISED and facts is not None and unlike and facts.maximum > MAX_LOG:
+        estimated = (
+            " If they are estimates of counts (SoupX, RSEM, salmon), rounding is safe: adata.X = adata.X.round()."
+        )
+    return f"Pass raw counts, e.g. adata.layers['counts'] with layer='counts'{others}.{estimated}{recover}"
+
+
+def _naming(place: str) -> str:
+    """How to say that counts are in a place."""
+    if place == "X":
+        return "leave layer out"
+    return f"pass layer={place[7:-1] if place != 'raw.X' else repr('raw')} (--layer)"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Cells of files of any size and kind."""

@@ -1,0 +1,1 @@
+"""The language model: its directory, vocabulary, prompts and grammar."""

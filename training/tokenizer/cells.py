@@ -1,0 +1,241 @@
+"""The cells a tokenizer is fitted on: read file by file in blocks, then on one axis, in memory or in mapped files.
+
+Whatever a fit learns from all cells it adds up over blocks of `ROWS` cells of one file, so that it does not depend on
+where the cells are.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from rvqa.data.counts import log1p_normalise
+from rvqa.data.depth import GeneShares
+from rvqa.data.genes import GeneAxis, align, map_columns
+from rvqa.errors import about
+from rvqa.io.files import save_array, writing
+from rvqa.tokenizer.model import CellTokenizer
+
+ROWS = 4096
+"""Cells of a block."""
+
+
+class Cells(Protocol):
+    """Cells of one file, checked: a `Reference` in memory, or `FileCells` on disk."""
+
+    @property
+    def name(self) -> str:
+        """Of the file, for messages."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Table of the genes of the file."""
+
+    @property
+    def axis(self) -> GeneAxis:
+        """Genes of the file."""
+
+    @property
+    def library_size(self) -> np.ndarray:
+        """Total counts, float64 [N]."""
+
+    @property
+    def given(self) -> bool:
+        """Whether the file says them; else they are sums of the stored counts."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Cell type, object [N]; "" where unlabelled."""
+
+    @property
+    def conditions(self) -> np.ndarray:
+        """Perturbation, object [N]; "" for control cells, None where the file does not say."""
+
+    def at_depth(self, shares: GeneShares) -> "Cells":
+        """The same with `library_size` over all genes, as a tokenizer reads it."""
+
+    def gene_totals(self) -> np.ndarray:
+        """Counts of every gene of the file over these cells, float64 [genes]."""
+
+    def blocks(self) -> Iterator[sp.csr_matrix]:
+        """Raw counts, canonical CSR, `ROWS` cells at a time, in order."""
+
+
+def in_blocks(parts: Iterable[sp.csr_matrix]) -> Iterator[sp.csr_matrix]:
+    """Consecutive rows, cut or joined to `ROWS` at a time."""
+    waiting: list[sp.csr_matrix] = []
+    n = 0
+    for part in parts:
+        first = 0
+        while n + part.shape[0] - first >= ROWS:
+            last = first + ROWS - n
+            yield sp.vstack([*waiting, part[first:last]], format="csr")
+            waiting, n, first = [], 0, last
+        waiting.append(part[first:])
+        n += part.shape[0] - first
+    if n:
+        yield sp.vstack(waiting, format="csr")
+
+
+def on_axis(cells: Cells, axis: GeneAxis) -> Iterator[tuple[slice, sp.csr_matrix]]:
+    """Blocks of counts on another axis, float32 CSR [B, G], with their rows.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Too few genes of the axis.
+    """
+    start = 0
+    with about(cells.name):
+        alignment = align(cells.var, axis)
+        for block in cells.blocks():
+            yield slice(start, start + block.shape[0]), map_columns(block, alignment)
+            start += block.shape[0]
+
+
+class StoredRows:
+    """Rows of a CSR matrix float32 [N, G] whose entries are in files; what is asked for is read.
+
+    Parameters
+    ----------
+    folder
+        That `write` filled.
+    indptr
+        Row pointers, int64 [N + 1].
+    columns
+        G.
+    """
+
+    def __init__(self, folder: Path, indptr: np.ndarray, columns: int) -> None:
+        self.indptr, self.shape = indptr, (len(indptr) - 1, columns)
+        empty = not indptr[-1]
+        self._indices, self._data = (
+            np.zeros(0, dtype) if empty else np.memmap(folder / name, dtype=dtype, mode="r")
+            for name, dtype in (("indices", np.int32), ("data", np.float32))
+        )
+
+    @classmethod
+    def write(cls, folder: Path, blocks: Iterable[sp.csr_matrix], columns: int) -> "StoredRows":
+        """Write canonical CSR blocks behind each other."""
+        lengths = [np.zeros(1, dtype=np.int64)]
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                indices, data = (stack.enter_context(open(folder / name, "wb")) for name in ("indices", "data"))
+                for block in blocks:
+                    lengths.append(np.diff(block.indptr).astype(np.int64))
+                    _append(indices, block.indices.astype(np.int32, copy=False))
+                    _append(data, block.data.astype(np.float32, copy=False))
+            indptr = np.cumsum(np.concatenate(lengths))
+            save_array(folder / "indptr.npy", indptr)
+        return cls(folder, indptr, columns)
+
+    @classmethod
+    def open(cls, folder: Path, columns: int) -> "StoredRows":
+        """What another process wrote."""
+        return cls(folder, np.load(folder / "indptr.npy", allow_pickle=False), columns)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> sp.csr_matrix:
+        """Rows of a slice or of indices, in their order."""
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(self.shape[0])
+            span = slice(self.indptr[first], self.indptr[last])
+            parts = (self._data[span], self._indices[span], self.indptr[first : last + 1] - self.indptr[first])
+            return sp.csr_matrix(tuple(map(np.array, parts)), shape=(last - first, self.shape[1]))
+        length_B = self.indptr[rows + 1] - self.indptr[rows]
+        indptr = np.concatenate(([0], np.cumsum(length_B)))
+        at = np.repeat(self.indptr[rows] - indptr[:-1], length_B) + np.arange(indptr[-1])
+        return sp.csr_matrix((self._data[at], self._indices[at], indptr), shape=(len(rows), self.shape[1]))
+
+
+def _append(file: BinaryIO, array: np.ndarray) -> None:
+    file.write(np.ascontiguousarray(array).data)
+
+
+@dataclass(frozen=True)
+class TokenizerCells:
+    """Cells on one axis: counts int-valued float32 CSR [N, G], library sizes [N], measured genes and labels by cell."""
+
+    counts: sp.csr_matrix | StoredRows
+    """Rows by a slice or an array of indices."""
+    library_size: np.ndarray
+    measured_FG: np.ndarray
+    """bool, one row a file."""
+    file_N: np.ndarray
+    """Ascending."""
+    label_N: np.ndarray
+    """Index of the label, -1 where unlabelled."""
+    n_labels: int
+    condition_N: np.ndarray
+    """Perturbation, object [N]; "" for control cells, None where the file does not say."""
+
+    def blocks(self) -> Iterator[tuple[int, slice]]:
+        """Rows, at most `ROWS` of one file at a time, with the number of the file."""
+        for file, n in enumerate(np.bincount(self.file_N, minlength=len(self.measured_FG))):
+            first = int(np.searchsorted(self.file_N, file))
+            for start in range(first, first + n, ROWS):
+                yield file, slice(start, min(start + ROWS, first + n))
+
+
+def gather(files: Sequence[Cells], axis: GeneAxis, *, folder: Path | None = None, read: bool = True) -> TokenizerCells:
+    """Put the cells of several files on one axis.
+
+    Parameters
+    ----------
+    files
+        At the depth that a tokenizer reads them at.
+    axis
+        Of the tokenizer.
+    folder
+        Where the counts are written, to stay on disk; None keeps them in memory.
+    read
+        False where another process has written `folder`.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        A file with too few genes of the axis, or a folder that cannot be written.
+    """
+    blocks = (block for file in files for _, block in on_axis(file, axis))
+    if folder is None:
+        counts = sp.vstack(list(blocks), format="csr")
+    else:
+        counts = StoredRows.write(folder, blocks, len(axis)) if read else StoredRows.open(folder, len(axis))
+    names = sorted({label for file in files for label in file.labels if label})
+    index = {name: i for i, name in enumerate(names)} | {"": -1}
+    return TokenizerCells(
+        counts=counts,
+        library_size=np.concatenate([file.library_size for file in files]),
+        measured_FG=np.stack([align(file.var, axis).measured for file in files]),
+        file_N=np.repeat(np.arange(len(files)), [len(file.labels) for file in files]),
+        label_N=np.array([index[label] for file in files for label in file.labels]),
+        n_labels=len(names),
+        condition_N=np.concatenate([np.asarray(file.conditions, dtype=object) for file in files]),
+    )
+
+
+@torch.inference_mode()
+def latent_blocks(
+    tokenizer: CellTokenizer, cells: TokenizerCells, which: slice | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Latents [B, D] of rows by the layers as trained (dense); equal to `CellTokenizer.latent` up to rounding."""
+    tokenizer.eval()
+    first, last, _ = (which or slice(None)).indices(len(cells.library_size))
+    device = tokenizer.gene_mean_G.device
+    for start in range(first, last, 1024):
+        rows = slice(start, min(start + 1024, last))
+        measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[rows]]).to(device)
+        log1p_BG = torch.from_numpy(log1p_normalise(cells.counts[rows], cells.library_size[rows]).toarray()).to(device)
+        yield rows, tokenizer.encode_dense(tokenizer.standardise(log1p_BG, measured_BG))
+
+
+def latents(tokenizer: CellTokenizer, cells: TokenizerCells) -> Tensor:
+    """Latents [N, D] of all cells."""
+    return torch.cat([latent_BD for _, latent_BD in latent_blocks(tokenizer, cells)])

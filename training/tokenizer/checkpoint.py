@@ -1,0 +1,182 @@
+"""A stopped fit of the tokenizer continues: its state in a folder, and the check that it is the same fit.
+
+`checkpoint.json` says what was fitted, how far it is and which file has the tensors. It is renamed into place last, so
+that it never points to half a file, whenever the process ends.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rvqa.data.genes import GeneAxis
+from rvqa.errors import InputError
+from rvqa.io.files import require_folder, whole_file, writing
+from rvqa.io.tensors import read_json, read_tensors
+from rvqa.training.tokenizer.cells import Cells
+from rvqa.training.tokenizer.settings import TokenizerSettings
+
+FORMAT_VERSION = 1
+_INDEX = "checkpoint.json"
+_MARK = {"made_by": "rvqa checkpoint"}
+"""What tensors of a checkpoint say of themselves."""
+
+
+class State(NamedTuple):
+    """Everything a run needs to continue."""
+
+    values: dict[str, Any]
+    """What JSON can hold."""
+    tensors: dict[str, Tensor]
+    """On the CPU."""
+
+
+def identity(
+    references: Sequence[Cells],
+    validation: Sequence[Cells],
+    axis: GeneAxis,
+    settings: TokenizerSettings,
+    **more: object,
+) -> dict[str, Any]:
+    """What must be the same for a fit to continue: settings, cells by file, genes and whatever `more` names."""
+    told = asdict(settings)
+    del told["checkpoint_steps"]
+    return {
+        "settings": told,
+        "references": [_fingerprint(each) for each in references],
+        "validation": [_fingerprint(each) for each in validation],
+        "axis": _hash([*axis.symbols, *axis.ensembl_ids]),
+        **more,
+    }
+
+
+def _fingerprint(reference: Cells) -> dict[str, Any]:
+    return {
+        "name": reference.name,
+        "cells": len(reference.labels),
+        "genes": len(reference.var),
+        "counts": float(np.sum(reference.library_size)),
+        "labels": _hash(reference.labels),
+    }
+
+
+def _hash(texts: Sequence[str] | np.ndarray) -> str:
+    return hashlib.sha256("\0".join(map(str, texts)).encode()).hexdigest()[:16]
+
+
+class CheckpointFolder:
+    """The folder of one fit's latest state.
+
+    Parameters
+    ----------
+    path
+        Made if it is not there.
+    same
+        What must be the same for the fit to continue, from `identity`.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Nothing can be written there.
+    """
+
+    def __init__(self, path: Path, same: Mapping[str, Any]) -> None:
+        self.path, self.same = path, json.loads(json.dumps(same))
+        if path.exists() and not path.is_dir():
+            raise InputError(f"The checkpoint {path} is a file. Give the path of a folder.")
+        with writing(path):
+            self._made = [each for each in (path, *path.parents) if not each.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+        require_folder(path)
+        if foreign := [each.name for each in self._tensors() if not _is_ours(each)]:
+            raise InputError(
+                f"The checkpoint {path} holds {foreign[0]}, which no fit has put there. Give another folder."
+            )
+
+    def read(self) -> State | None:
+        """State to continue from, or None where the folder has none.
+
+        Raises
+        ------
+        rvqa.errors.InputError
+            A checkpoint of another fit, or a damaged one.
+        """
+        if not (self.path / _INDEX).exists():
+            return None
+        index = read_json(self.path / _INDEX, {"format_version": int, "same": dict, "values": dict, "tensors": str})
+        differing = _differences(index["same"], self.same)
+        if index["format_version"] != FORMAT_VERSION:
+            differing = [f"format version {index['format_version']} there, {FORMAT_VERSION} here"]
+        if differing:
+            raise InputError(
+                f"{self.path} has the checkpoint of another fit: {'; '.join(differing[:5])}. Remove that folder, or "
+                "give another one."
+            )
+        return State(index["values"], read_tensors(self.path / Path(index["tensors"]).name))
+
+    def write(self, state: State) -> None:
+        """Replace what the folder has; whatever happens, either the old or the new state is there.
+
+        Raises
+        ------
+        rvqa.errors.InputError
+            No permission, or no space.
+        """
+        name = f"step-{state.values['step']}.safetensors"
+        index = {"format_version": FORMAT_VERSION, "same": self.same, "values": state.values, "tensors": name}
+        try:
+            with whole_file(self.path / name, output=False) as scratch:
+                save_file({key: tensor.contiguous() for key, tensor in state.tensors.items()}, scratch, _MARK)
+                _to_disk(scratch)
+            with whole_file(self.path / _INDEX, output=False) as scratch:
+                scratch.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+                _to_disk(scratch)
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove tensors that the index does not name, and folders made for a checkpoint that could not be written."""
+        for old in self._tensors():
+            if _is_ours(old):
+                old.unlink()
+        for folder in [] if (self.path / _INDEX).exists() else self._made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _tensors(self) -> list[Path]:
+        """Files of tensors that the index does not name."""
+        named = read_json(self.path / _INDEX).get("tensors") if (self.path / _INDEX).exists() else None
+        return [path for path in sorted(self.path.glob("step-*.safetensors")) if path.name != named]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file has the tensors of a checkpoint."""
+    with path.open("rb") as file:
+        return json.dumps(_MARK, separators=(",", ":")).encode() in file.read(4096)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the bytes of a file on the disk before it is renamed."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """Each place where two JSON values differ, in words."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*here, *(each for each in there if each not in here)]
+        pairs = [(f"{key}.{each}" if key else each, there.get(each), here.get(each)) for each in keys]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [(f"{key}[{i}]", *pair) for i, pair in enumerate(zip(there, here, strict=True))]
+    elif isinstance(there, list) and isinstance(here, list):
+        return [f"{key} has {len(there)} files there, {len(here)} here"]
+    else:
+        return [] if there == here else [f"{key} is {there!r} there, {here!r} here"]
+    return [text for name, old, new in pairs for text in _differences(old, new, name)]

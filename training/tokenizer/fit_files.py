@@ -1,0 +1,178 @@
+"""`rvqa fit-tokenizer`: files of cells to a tokenizer's directory, with what it was made of.
+
+The directory holds what `CellTokenizer.save_pretrained` writes, and beside it
+
+fit.json        settings, files, versions, seconds and memory of the fit
+split.parquet   role of every cell of the files: fitted, for validation, held out
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import rvqa
+from rvqa.data.columns import as_text, split_names
+from rvqa.data.files.sources import Layers
+from rvqa.data.files.watch import Watch
+from rvqa.data.studies import label_table, study_files
+from rvqa.evaluation import splits
+from rvqa.io.files import whole_directory, writing
+from rvqa.io.temporaries import folder_beside
+from rvqa.language.model import require_new_directory
+from rvqa.tokenizer.model import CellTokenizer
+from rvqa.training.distributed import Processes
+from rvqa.training.tokenizer.cell_files import CellFile
+from rvqa.training.tokenizer.fit import fit_tokenizer
+from rvqa.training.tokenizer.settings import TokenizerSettings
+
+
+def fit_tokenizer_files(
+    given: Sequence[str | Path],
+    output: str | Path,
+    *,
+    settings: TokenizerSettings | None = None,
+    labels: str = "cell_type",
+    donor: str = "donor",
+    condition: str = "condition",
+    control: Sequence[str] = ("control", "ctrl"),
+    held_out: Sequence[str] = (),
+    validation: Sequence[str] = (),
+    layer: str | Layers | None = None,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fit a tokenizer on files of any size and write its directory.
+
+    Files are read in blocks, three times; counts on the genes of the tokenizer (8 bytes for each that is not 0) are
+    kept in a folder beside the output while the fit runs.
+
+    Parameters
+    ----------
+    given
+        `.h5ad` files, `.zarr` stores or folders of `.h5ad` files, of raw counts; panels may differ.
+    output
+        Directory to write, whole or not at all.
+    settings
+        See `TokenizerSettings`.
+    labels, donor
+        Columns of obs with cell types and donors; files without them are taken as unlabelled, of unknown donors.
+        Labels are harmonised by `label_to_cl.json` of RVQA_REF_DIR where that is.
+    condition, control
+        Column of obs with perturbations, where there is one, and its values for control cells, as which all cells of
+        files without it count: only cells of one condition are taken to be alike in two files.
+    held_out, validation
+        Donors whose cells enter nothing, and donors whose cells decide which epoch is kept and enter nothing else.
+    layer
+        As for `rvqa.encode`.
+    checkpoint, device, progress
+        As for `fit_tokenizer`.
+    force
+        Replace a tokenizer's directory.
+
+    Returns
+    -------
+    dict
+        What `fit.json` holds.
+
+    Raises
+    ------
+    rvqa.errors.InputError
+        Input that cannot be read or fitted, an unknown donor, or an output that exists.
+    """
+    path = require_new_directory(output, force=force, kind="tokenizer", mark="fit.json")
+    settings = settings or TokenizerSettings()
+    started = time.perf_counter()
+    table = label_table()
+    processes = Processes(device)
+    with _scratch(path, processes) as scratch:
+        rows = scratch / f"rows-{processes.rank}"
+        paths = study_files(given)
+        watches = [Watch(path) for path in paths]
+        files = [
+            CellFile.open(file, scratch=rows, labels=labels, donor=donor, condition=condition, layer=layer, table=table)
+            for file in paths
+        ]
+        conditions = {name for file in files for name in file.cells.condition_N if name}
+        donors = {name for file in files for name in file.cells.donor_N if name}
+        control = split_names(control, conditions)
+        held_out, validation = (split_names(map(as_text, names), donors) for names in (held_out, validation))
+        split = splits.make_split([file.cells for file in files], held_out=held_out, validation=validation)
+        fitted, valid = (
+            [file.take(rows_N, control) for file in files if (rows_N := splits.rows_of(split, file.cells, role)).any()]
+            for role in (splits.FIT, splits.VALIDATION)
+        )
+        fitting = time.perf_counter()
+        tokenizer = fit_tokenizer(
+            fitted,
+            settings,
+            validation=valid,
+            checkpoint=checkpoint,
+            scratch=scratch,
+            device=device,
+            progress=progress,
+        )
+        for watch in watches:
+            watch.require_unchanged()
+    facts = {
+        "settings": asdict(settings),
+        "files": {
+            file.cells.name: {
+                "cells": len(file.cells),
+                "genes": len(file.source.var),
+                "counts_from": file.source.place,
+                "left_out": dict(file.source.left_out),
+            }
+            for file in files
+        },
+        "cells": {role or "without a donor": int(n) for role, n in split["role"].value_counts().items()},
+        "held_out_donors": list(held_out),
+        "validation_donors": list(validation),
+        "genes": len(tokenizer.axis),
+        "fit_seconds": time.perf_counter() - fitting,
+        "seconds": time.perf_counter() - started,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if _MAC else 2**20),
+        "threads": torch.get_num_threads(),
+        "versions": {"rvqa": rvqa.__version__, "torch": torch.__version__},
+    }
+    if processes.first:
+        _write(path, tokenizer, split, facts)
+    return facts
+
+
+_LONGEST_PATH = 4096
+_MAC = sys.platform == "darwin"
+"""Where the system counts memory in bytes."""
+
+
+@contextmanager
+def _scratch(path: Path, processes: Processes) -> Iterator[Path]:
+    """Folder beside an output for counts on their way, one for all processes; it goes with the block."""
+    with ExitStack() as stack:
+        name = torch.zeros(_LONGEST_PATH, dtype=torch.uint8)
+        if processes.first:
+            with writing(path):
+                folder = stack.enter_context(folder_beside(path.absolute()))
+            told = os.fsencode(folder)
+            name[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+        name = processes.broadcast_(name.to(processes.device)).cpu()
+        yield Path(os.fsdecode(bytes(name.tolist()).rstrip(b"\0")))
+        processes.wait()
+
+
+def _write(path: Path, tokenizer: CellTokenizer, split: pd.DataFrame, facts: dict[str, Any]) -> None:
+    with whole_directory(path) as whole:
+        tokenizer.save_pretrained(whole)
+        splits.write_split(split, whole / "split.parquet")
+        (whole / "fit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
