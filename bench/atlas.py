@@ -41,7 +41,8 @@ import torch
 import rvqa
 from rvqa.atlas.encoder import Encoder, Settings, default_threads
 from rvqa.atlas.run import encode_files
-from rvqa.data.genes import GeneAxis, align, map_columns
+from rvqa.data.alignment import align, map_columns
+from rvqa.data.genes import GeneAxis
 from rvqa.language.model import load_tokenizer
 from rvqa.tokenizer.model import CellTokenizer
 from rvqa.tokenizer.panel import PanelEncoder

@@ -33,12 +33,14 @@ from scvi.model import SCVI
 from sklearn.decomposition import PCA
 
 from bench import harness
-from rvqa.data.genes import GeneAxis, map_columns
+from rvqa.data.alignment import map_columns
+from rvqa.data.genes import GeneAxis
 from rvqa.data.studies import Study, label_table, read_study, shared_axis, study_files
 from rvqa.evaluation import tokenizer_measures as measures
+from rvqa.evaluation import tokenizer_probes as probes
 from rvqa.evaluation.splits import read_split
-from rvqa.evaluation.tokenizer import fitted_and_unseen
 from rvqa.evaluation.tokenizer_measures import Coded
+from rvqa.evaluation.unseen import fitted_and_unseen
 from rvqa.tokenizer.model import CellTokenizer
 
 ENOUGH = 0.5
@@ -84,7 +86,7 @@ def measured(taught: Sequence[Coded], test: Coded, entries: int, seed: int) -> d
     clusters = measures.clusters(test, seed)
     found = {"latent": clusters["quantized"], "PCA of the unseen": clusters["PCA of these cells"]}
     if measures.can_probe(taught, test):
-        probe = measures.probe(taught, test, entries, np.random.default_rng(seed))
+        probe = probes.probe(taught, test, entries, np.random.default_rng(seed))
         found["latent"]["probe"] = probe["latent"]["accuracy"]
         found["expression"] = {"probe": probe["expression"]["accuracy"]}
     return found

@@ -4,24 +4,30 @@ Exit codes: 0 fine; 2 wrong use or input, also no permission or a full disk; 3 a
 answering; 1 stopped (Ctrl-C), or a fault of rvqa.
 """
 
-import errno
-import json
-import math
-import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
 import rvqa
-from rvqa.errors import EngineError, InputError, about, printable
+from rvqa.errors import EngineError, InputError, about
+from rvqa.terminal import (
+    Stopped,
+    show,
+    show_coverage,
+    show_json,
+    show_places,
+    show_warning,
+    standard_output,
+    stop,
+    what_stands,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,7 +39,7 @@ app = typer.Typer(
 
 def _version(*, asked: bool) -> None:
     if asked:
-        _print(f"rvqa {rvqa.__version__}")
+        show(f"rvqa {rvqa.__version__}")
         raise typer.Exit
 
 
@@ -123,7 +129,8 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Make a model from labelled reference cells, in minutes on a laptop."""
-    from rvqa.data.files.sources import Layers, read_cells
+    from rvqa.data.files.layers import Layers
+    from rvqa.data.files.sources import read_cells
     from rvqa.language.model import require_new_directory
     from rvqa.training.fit import fit_files, settings_for
 
@@ -145,9 +152,9 @@ def fit(
     )
     model.save_pretrained(output, force=force)
     for reference in model.card.training["references"]:
-        _print_places(reference["name"], reference)
-    _print(model.card.training["genes"])
-    _print(f"{output}: {len(model.card.labels)} labels, {len(model.card.perturbations)} perturbations")
+        show_places(reference["name"], reference)
+    show(model.card.training["genes"])
+    show(f"{output}: {len(model.card.labels)} labels, {len(model.card.perturbations)} perturbations")
 
 
 @app.command("fit-tokenizer")
@@ -182,7 +189,7 @@ def fit_tokenizer(
     """Fit a cell tokenizer alone, without a language model; under torchrun on several processes."""
     from dataclasses import replace
 
-    from rvqa.data.files.sources import Layers
+    from rvqa.data.files.layers import Layers
     from rvqa.training.tokenizer.fit_files import fit_tokenizer_files
     from rvqa.training.tokenizer.settings import preset as settings_of
 
@@ -212,11 +219,11 @@ def fit_tokenizer(
         progress=not quiet,
     )
     if as_json:
-        _print_json(facts)
+        show_json(facts)
     else:
         for name, file in facts["files"].items():
-            _print_places(name, file)
-        _print(
+            show_places(name, file)
+        show(
             f"{output}: {facts['genes']:,} genes, {facts['cells']['fit']:,} cells fitted in "
             f"{facts['fit_seconds']:.0f} s, {facts['peak_memory_gib']:.1f} GiB at most"
         )
@@ -246,8 +253,9 @@ def evaluate_tokenizer(
     as_json: AsJson = False,
 ) -> None:
     """Measure a tokenizer: codes in use, meaning, hierarchy, depth, panels, decoded populations."""
-    from rvqa.data.files.sources import Layers
-    from rvqa.evaluation.tokenizer import evaluate_directory, text
+    from rvqa.data.files.layers import Layers
+    from rvqa.evaluation.tokenizer import evaluate_directory
+    from rvqa.evaluation.tokenizer_figures import text
     from rvqa.io.files import require_writable
 
     if report is not None:
@@ -255,7 +263,7 @@ def evaluate_tokenizer(
 
     def say(what: str) -> None:
         if not quiet:
-            _print(f"rvqa: {what}", file=sys.stderr)
+            show(f"rvqa: {what}", file=sys.stderr)
 
     result = evaluate_directory(
         model,
@@ -274,9 +282,9 @@ def evaluate_tokenizer(
 
         tokenizer_report(result, report, title=f"Tokenizer {model.name}", command=command_line(), force=force)
     if as_json:
-        _print_json(result)
+        show_json(result)
     else:
-        _print(text(result))
+        show(text(result))
 
 
 @app.command()
@@ -314,7 +322,8 @@ def encode(
 ) -> None:
     """Tokenize cells, of files of any size; a stopped run goes on where it was."""
     from rvqa.data.columns import split_names
-    from rvqa.data.files.sources import Layers, expand, obs_of
+    from rvqa.data.files.layers import Layers, expand
+    from rvqa.data.files.sources import obs_of
 
     files = expand(cells)
     layers = Layers.of(layer or [], files)
@@ -337,8 +346,8 @@ def encode(
             force=force,
             **reading,
         )
-        _print_coverage(keys.facts["coverage"])
-        _print(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
+        show_coverage(keys.facts["coverage"])
+        show(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
         return
     from rvqa.atlas.cluster import local_cluster
     from rvqa.atlas.encoder import Settings
@@ -367,15 +376,15 @@ def encode(
             append=append,
             device=device,
             progress=shown,
-            say=lambda text: None if quiet else _print(f"rvqa: {text}", file=sys.stderr),
+            say=lambda text: None if quiet else show(f"rvqa: {text}", file=sys.stderr),
             model=str(model),
         )
     if as_json:
-        _print_json(facts)
+        show_json(facts)
         return
     for name, report in facts["coverage"].items():
-        _print_coverage(report, "" if len(facts["coverage"]) == 1 else name)
-    _print(f"{output}: codes of {facts['cells']:,} cells")
+        show_coverage(report, "" if len(facts["coverage"]) == 1 else name)
+    show(f"{output}: codes of {facts['cells']:,} cells")
 
 
 @app.command()
@@ -411,7 +420,7 @@ def decode(
     decoded = AnnData(X=expression, obs=storable(adata.obs), var=pd.DataFrame(index=names))
     decoded.uns["rvqa"] = {"version": rvqa.__version__, "model": loaded.source, "X": "expected counts per 10,000"}
     write_h5ad(decoded, output, force=force)
-    _print(f"{output}: {decoded.n_obs:,} cells x {decoded.n_vars:,} genes")
+    show(f"{output}: {decoded.n_obs:,} cells x {decoded.n_vars:,} genes")
 
 
 @app.command()
@@ -440,7 +449,8 @@ def annotate(
     """Annotate cells with cell types: adds obs rvqa_cell_type and rvqa_confidence, and the codes."""
     from rvqa.data.columns import split_names
     from rvqa.data.files.keys import require_copy
-    from rvqa.data.files.sources import Layers, layer_of, obs_of, read_results
+    from rvqa.data.files.layers import Layers, layer_of
+    from rvqa.data.files.sources import obs_of, read_results
     from rvqa.evaluation.label_names import read_label_map
     from rvqa.io.files import require_writable
     from rvqa.serving.engines import open_engine
@@ -475,7 +485,7 @@ def annotate(
             progress=not quiet,
         )
     adata = read_results(output)
-    _print_coverage(adata.uns["rvqa"]["coverage"])
+    show_coverage(adata.uns["rvqa"]["coverage"])
     if report is not None:
         from rvqa.report import annotation_report
         from rvqa.report.page import command_line
@@ -486,7 +496,7 @@ def annotate(
         )
     for name, count in adata.obs["rvqa_cell_type"].value_counts().items():
         confidence = adata.obs["rvqa_confidence"][adata.obs["rvqa_cell_type"] == name].median()
-        _print(f"{name:30s} {count:8,d} cells  median confidence {confidence:.2f}")
+        show(f"{name:30s} {count:8,d} cells  median confidence {confidence:.2f}")
 
 
 @app.command()
@@ -511,7 +521,8 @@ def perturb(
 ) -> None:
     """Predict what control cells look like under a perturbation, with counts."""
     from rvqa.data.files.keys import storable
-    from rvqa.data.files.sources import Layers, layer_of, read_cells
+    from rvqa.data.files.layers import Layers, layer_of
+    from rvqa.data.files.sources import read_cells
     from rvqa.io.files import require_writable, write_h5ad
     from rvqa.serving.engines import open_engine
 
@@ -542,7 +553,7 @@ def perturb(
             **reading,
         )
         write_h5ad(predicted, output, force=force)
-    _print_coverage(predicted.uns["rvqa"]["coverage"])
+    show_coverage(predicted.uns["rvqa"]["coverage"])
     if report is not None:
         from rvqa.report import perturbation_report
         from rvqa.report.page import command_line
@@ -552,7 +563,7 @@ def perturb(
         perturbation_report(
             adata, predicted, loaded, report, title=title, command=command, force=force, **columns, **reading
         )
-    _print(f"{output}: {predicted.n_obs:,} predicted cells x {predicted.n_vars:,} genes under {perturbation}")
+    show(f"{output}: {predicted.n_obs:,} predicted cells x {predicted.n_vars:,} genes under {perturbation}")
 
 
 @app.command()
@@ -569,7 +580,7 @@ def demo(
 
     results = run(output, seed=seed, progress=not quiet, out=sys.stderr if as_json else sys.stdout)
     if as_json:
-        _print_json(results)
+        show_json(results)
 
 
 @app.command()
@@ -579,42 +590,11 @@ def doctor(as_json: AsJson = False) -> None:
 
     facts = report()
     if as_json:
-        _print_json(facts)
+        show_json(facts)
     else:
-        _print(text(facts))
+        show(text(facts))
     if facts["problems"]:
         sys.exit(1)
-
-
-def _print(text: object, *, file: TextIO | None = None) -> None:
-    """Print text that may hold names out of files: as text, whatever is in it."""
-    print(printable(text), file=file)
-
-
-def _one_line(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print our own warnings as a sentence, others with their kind."""
-    kind = "" if category.__module__.startswith("rvqa") else f" ({category.__name__})"
-    _print(f"rvqa: warning{kind}: {message}", file=sys.stderr)
-
-
-def _print_json(value: Any) -> None:
-    """Print one JSON object; what is no number becomes null, since JSON has no NaN."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {name: plain(each) for name, each in part.items()}
-        if isinstance(part, list | tuple):
-            return [plain(each) for each in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    _print(json.dumps(plain(value), allow_nan=False))
 
 
 @contextmanager
@@ -623,7 +603,7 @@ def _kept_replies(output: Path, engine: str) -> Iterator[Path | None]:
     if engine == "hf":
         yield None
         return
-    from rvqa.io.files import resumable
+    from rvqa.io.outcomes import resumable
 
     kept = output.with_name(f"{output.name}.replies")
     resumable.append(kept)
@@ -632,79 +612,26 @@ def _kept_replies(output: Path, engine: str) -> Iterator[Path | None]:
     resumable.remove(kept)
 
 
-def _print_coverage(report: Mapping[str, Any], name: str = "") -> None:
-    """Print one line on how the genes of a file met those of the model, and where its counts were if not in X."""
-    from rvqa.data.genes import coverage_sentence
-
-    _print(f"{name or 'genes'}: {coverage_sentence(report)}")
-    if report.get("counts_from", "X") != "X":
-        _print(f"{f'{name} ' if name else ''}counts: from {report['counts_from']}")
-
-
-def _print_places(name: str, file: Mapping[str, Any]) -> None:
-    """Print where the counts of a file were, if not in X, and what was left out of it."""
-    from rvqa.data.features import left_out_sentence
-
-    said = [f"counts from {file['counts_from']}"] * (file["counts_from"] != "X")
-    said += [left_out_sentence(file["left_out"])] * bool(file["left_out"])
-    if said:
-        _print(f"{name}: {'; '.join(said)}")
-
-
-class _Stopped(BaseException):
-    """Ctrl-C, or a request to end; not the interrupt that click answers itself."""
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    raise _Stopped
-
-
-def _written() -> str:
-    """Say which outputs stand complete and what can go on, where the module that writes them was needed at all."""
-    files = sys.modules.get("rvqa.io.files")
-    outputs = ", ".join(map(str, files.written)) if files else ""
-    folders = ", ".join(map(str, files.resumable)) if files else ""
-    said = [f"{outputs} was complete by then."] if outputs else [] if folders else ["nothing was written."]
-    return " ".join([*said, *([f"the same command goes on from {folders}."] if folders else [])])
-
-
-@contextmanager
-def _standard_output() -> Iterator[None]:
-    """Say in one sentence that what is printed is sent to a disk that is full."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
-        raise InputError(
-            "What is printed cannot be written: the disk is full. Send standard output to another place."
-        ) from error
-
-
 def main() -> None:
     """Run the command line; input errors become one sentence and exit code 2."""
-    warnings.showwarning = _one_line
-    earlier = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    warnings.showwarning = show_warning
+    earlier = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _standard_output():
+        with standard_output():
             app()
     except InputError as error:
-        _print(f"rvqa: {error}", file=sys.stderr)
+        show(f"rvqa: {error}", file=sys.stderr)
         sys.exit(2)
     except EngineError as error:
-        _print(f"rvqa: {error}", file=sys.stderr)
+        show(f"rvqa: {error}", file=sys.stderr)
         sys.exit(3)
-    except _Stopped:
+    except Stopped:
         bar = "\n" if sys.stderr.isatty() else ""  # a progress bar stands on the line
-        _print(f"{bar}rvqa: Stopped; {_written()}", file=sys.stderr)
+        show(f"{bar}rvqa: Stopped; {what_stands()}", file=sys.stderr)
         sys.exit(1)
     except Exception:
         traceback.print_exc()
-        _print("rvqa: This is a fault of rvqa. Please report it to its authors with the lines above.", file=sys.stderr)
+        show("rvqa: This is a fault of rvqa. Please report it to its authors with the lines above.", file=sys.stderr)
         sys.exit(1)
     finally:
         for each, handler in earlier.items():

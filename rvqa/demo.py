@@ -20,9 +20,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from rvqa.annotation import annotate
-from rvqa.data.counts import log1p_normalise
+from rvqa.data.alignment import CoverageWarning, align, map_columns
+from rvqa.data.depth import log1p_normalise
 from rvqa.data.files.sources import read_cells
-from rvqa.data.genes import CoverageWarning, align, map_columns
 from rvqa.data.recovery import recover_counts
 from rvqa.encoding import cell_codes, cells_on_axis
 from rvqa.errors import InputError

@@ -12,11 +12,13 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from rvqa.data import counts as counting
+from rvqa.data.alignment import GeneAlignment, align, refuse_transposed
+from rvqa.data.counts import CellCounts, read_counts
+from rvqa.data.depth import TARGET_SUM
 from rvqa.data.files.keys import Keys, copied, require_copy, require_free
+from rvqa.data.files.layers import Layers, layer_of
 from rvqa.data.files.memory import limited
-from rvqa.data.files.sources import Layers, layer_of, read_cells
-from rvqa.data.genes import GeneAlignment, align, refuse_transposed
+from rvqa.data.files.sources import read_cells
 from rvqa.errors import InputError, about
 from rvqa.io.temporaries import scratch_folder
 from rvqa.language.model import Model
@@ -207,7 +209,7 @@ def decode(
     *,
     genes: list[str] | None = None,
     levels: int | None = None,
-    target_sum: float = counting.TARGET_SUM,
+    target_sum: float = TARGET_SUM,
     sample: bool = False,
     library_size: np.ndarray | None = None,
     seed: int = 0,
@@ -335,10 +337,10 @@ def cells_on_axis(
     layer: str | None = None,
     library_size_key: str | None = None,
     recover: bool = False,
-) -> tuple[counting.CellCounts, GeneAlignment, np.ndarray]:
+) -> tuple[CellCounts, GeneAlignment, np.ndarray]:
     """Counts of a file, how its genes meet the axis, and depth; of a transposed file, refuse just that."""
     try:
-        cells = counting.read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
+        cells = read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
         alignment = align(cells.var, tokenizer.axis, left_out=cells.left_out)
         return cells, alignment, tokenizer.shares.depth(cells)
     except InputError:
@@ -346,7 +348,7 @@ def cells_on_axis(
         raise
 
 
-def coverage_of(cells: counting.CellCounts, alignment: GeneAlignment) -> dict[str, Any]:
+def coverage_of(cells: CellCounts, alignment: GeneAlignment) -> dict[str, Any]:
     """How the genes of a file met those of a model, and where its counts were, for `uns`."""
     return alignment.report() | {"counts_from": cells.place}
 

@@ -21,8 +21,8 @@ from anndata import AnnData
 from tqdm import tqdm
 
 import rvqa
+from rvqa.data.alignment import map_columns
 from rvqa.data.columns import as_text, column, conditions_of, labels_of
-from rvqa.data.genes import map_columns
 from rvqa.encoding import cells_on_axis, coverage_of, in_memory
 from rvqa.errors import InputError, nearest, require_known
 from rvqa.language.grammar import Rule

@@ -188,11 +188,11 @@ def fit_shipped(shipped, settings):
 def rvqa_cli(monkeypatch, capsys):
     """Run the command line in this process: exit code, what it wrote to standard output and to standard error."""
     from rvqa import cli
-    from rvqa.io import files
+    from rvqa.io import outcomes
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["rvqa", *map(str, arguments)])
-        files.written.clear()
+        outcomes.written.clear()
         code = 0
         capsys.readouterr()
         try:

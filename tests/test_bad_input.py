@@ -658,7 +658,7 @@ def test_stopped_in_the_middle(command, name, place):
 
 def test_stopped_when_the_output_stands(place, rvqa_cli, monkeypatch):
     before = signal.getsignal(signal.SIGINT)  # a shell that starts the tests in the background has it ignored
-    monkeypatch.setattr(cli, "_print_coverage", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(cli, "show_coverage", lambda *_: signal.raise_signal(signal.SIGINT))
     done = rvqa_cli(*place.encode(place.small))
     assert done.code == 1
     assert done.err == f"rvqa: Stopped; {place.out} was complete by then.\n"

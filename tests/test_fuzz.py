@@ -17,14 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rvqa
-from rvqa.data.genes import CoverageWarning, GeneAxis
+from rvqa.data.alignment import CoverageWarning
+from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError
 from rvqa.tokenizer.model import CellTokenizer, CellTokenizerConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:(Variable|Observation) names are not unique"),
-    pytest.mark.filterwarnings("ignore::rvqa.data.genes.CoverageWarning"),
+    pytest.mark.filterwarnings("ignore::rvqa.data.alignment.CoverageWarning"),
 ]
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 fuzz = settings(max_examples=2000, deadline=None, derandomize=True, database=None, suppress_health_check=quiet)

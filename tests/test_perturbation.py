@@ -5,8 +5,8 @@ import pytest
 import scipy.sparse as sp
 
 import rvqa
+from rvqa.data.alignment import align
 from rvqa.data.counts import raw_counts
-from rvqa.data.genes import align
 from rvqa.demo import SIMULATED
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError

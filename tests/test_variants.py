@@ -11,14 +11,15 @@ from anndata import AnnData
 
 import rvqa
 from rvqa.data.aliases import AliasTable, alias_table
-from rvqa.data.counts import log1p_normalise
-from rvqa.data.genes import GeneAxis, match_columns
+from rvqa.data.alignment import match_columns
+from rvqa.data.depth import log1p_normalise
+from rvqa.data.genes import GeneAxis
 from rvqa.data.recovery import MIN_VALUES
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::rvqa.data.genes.CoverageWarning"),
+    pytest.mark.filterwarnings("ignore::rvqa.data.alignment.CoverageWarning"),
     pytest.mark.filterwarnings("ignore:(Variable|Observation) names are not unique"),
 ]
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 import rvqa
 from rvqa.annotation import label_scores
-from rvqa.data.genes import shared_sentence
+from rvqa.data.shared_genes import shared_sentence
 from rvqa.errors import InputError, InputWarning, nearest, quoted
 from rvqa.language.model import Card, Model
 from rvqa.language.prompts import PromptEncoder

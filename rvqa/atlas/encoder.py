@@ -18,11 +18,13 @@ from rvqa.atlas import rvq
 from rvqa.atlas.device import Lanes
 from rvqa.atlas.parts import Task
 from rvqa.data import counts as counting
+from rvqa.data.alignment import align, match_columns, refuse_transposed
 from rvqa.data.columns import total_counts
+from rvqa.data.files.layers import Given, Layers, layer_of
 from rvqa.data.files.matrices import Rows, as_csr
-from rvqa.data.files.sources import Given, Layers, Source, anndata_of, layer_of, open_source, read_cells
+from rvqa.data.files.source import Source, anndata_of
+from rvqa.data.files.sources import open_source, read_cells
 from rvqa.data.files.watch import Watch, watched
-from rvqa.data.genes import align, match_columns, refuse_transposed
 from rvqa.errors import InputError, about
 from rvqa.io.files import warn_of_repeated
 from rvqa.kernels import ops, registry

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from rvqa.atlas import rvq
 from rvqa.errors import InputError
-from rvqa.io.files import resumable, whole_file, writing
+from rvqa.io.files import whole_file, writing
 from rvqa.io.json_text import object_in, shown
+from rvqa.io.outcomes import resumable
 from rvqa.io.temporaries import is_temporary, remove_dead
 from rvqa.tokenizer.model import CellTokenizerConfig
 

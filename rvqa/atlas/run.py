@@ -19,7 +19,7 @@ import pyarrow as pa
 from rvqa.atlas import rvq
 from rvqa.atlas.encoder import Encoder, Settings, default_threads, encode_tasks
 from rvqa.atlas.parts import Task, Work
-from rvqa.data.files.sources import Given, expand
+from rvqa.data.files.layers import Given, expand
 from rvqa.data.files.watch import InputChanged, watched
 from rvqa.errors import InputError
 from rvqa.tokenizer.model import CellTokenizer

@@ -1,8 +1,9 @@
 """Previous symbols and aliases of human genes, from the table of the HGNC (`hgnc_complete_set.txt.gz`).
 
-`rvqa.data.genes.align` asks here for the file columns that match no axis gene as they are written. `AliasTable.genes`
-reads a name as a gene of the HGNC; `AliasTable.fill` sends a column to the axis gene that is the same gene. So it does
-not matter whether the file or the axis uses the old name. The table is optional: without one nothing is resolved.
+`rvqa.data.alignment.align` asks here for the file columns that match no axis gene as they are written.
+`AliasTable.genes` reads a name as a gene of the HGNC; `AliasTable.fill` sends a column to the axis gene that is the
+same gene. So it does not matter whether the file or the axis uses the old name. The table is optional: without one
+nothing is resolved.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def joined(
     Returns
     -------
     symbols, ensembl_ids
-        Such that `rvqa.data.genes.align`, with the same table, finds every gene of every file.
+        Such that `rvqa.data.alignment.align`, with the same table, finds every gene of every file.
 
     Notes
     -----

@@ -15,12 +15,14 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from rvqa.data.alignment import GeneAlignment, align, map_columns
 from rvqa.data.columns import conditions_of, labels_of
-from rvqa.data.counts import log1p_normalise, read_counts
-from rvqa.data.depth import GeneShares
-from rvqa.data.files.sources import Layers, layer_of, read_cells
-from rvqa.data.files.tenx import find_matrix_market
-from rvqa.data.genes import GeneAlignment, GeneAxis, align, map_columns
+from rvqa.data.counts import read_counts
+from rvqa.data.depth import GeneShares, log1p_normalise
+from rvqa.data.files.layers import Layers, layer_of
+from rvqa.data.files.matrix_market import find_matrix_market
+from rvqa.data.files.sources import read_cells
+from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError, about
 
 DEPTH_COLUMNS = ("n_counts_all_genes", "nUMI_all_genes", "library_size")

@@ -6,9 +6,10 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from rvqa.data.counts import log1p_normalise, read_counts
-from rvqa.data.depth import GeneShares
-from rvqa.data.genes import GeneAxis, align, map_columns
+from rvqa.data.alignment import align, map_columns
+from rvqa.data.counts import read_counts
+from rvqa.data.depth import GeneShares, log1p_normalise
+from rvqa.data.genes import GeneAxis
 
 
 def log1p_on_axis(adata: AnnData, axis: GeneAxis, *, shares: GeneShares | None = None, **reading: Any) -> sp.csr_matrix:

@@ -21,13 +21,8 @@ from isal.igzip_lib import IsalError
 
 from rvqa.errors import InputError, InputWarning, nearest
 from rvqa.io.checked_hdf5 import hdf5_file
+from rvqa.io.outcomes import written
 from rvqa.io.temporaries import folder_beside, follow_umask, remove_dead, set_aside
-
-written: list[Path] = []
-"""Outputs that stand complete under their final names, in this process."""
-
-resumable: list[Path] = []
-"""Folders with what stopped runs had done, in this process."""
 
 DIAGNOSED = 2**30
 """Bytes of an .h5ad file up to which it is read whole where that helps to say what is wrong with it."""

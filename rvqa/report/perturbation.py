@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from rvqa.data.alignment import map_columns
 from rvqa.data.columns import conditions_of, labels_of
-from rvqa.data.counts import log1p_normalise
-from rvqa.data.genes import map_columns
+from rvqa.data.depth import log1p_normalise
 from rvqa.encoding import cell_codes, cells_on_axis
 from rvqa.errors import InputError
 from rvqa.evaluation.metrics import ShiftTruth

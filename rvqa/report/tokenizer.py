@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rvqa.evaluation.tokenizer import measured, missing
+from rvqa.evaluation.tokenizer_figures import measured, missing
 from rvqa.report.figures import bar, note, tiles
 from rvqa.report.page import Html, Report, el, join, number, table
 

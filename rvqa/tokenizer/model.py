@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rvqa.data.counts import TARGET_SUM
-from rvqa.data.depth import GeneShares
-from rvqa.data.genes import GeneAlignment, GeneAxis, map_columns, match_columns
+from rvqa.data.alignment import GeneAlignment, map_columns, match_columns
+from rvqa.data.depth import TARGET_SUM, GeneShares
+from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError, about, require_known
 from rvqa.io import tables as cell_tables
 from rvqa.io.json_text import shown
@@ -144,7 +144,7 @@ class CellTokenizer(nn.Module):
         counts
             Raw counts, CSR [N, genes of the file].
         alignment
-            Result of `rvqa.data.genes.align` for that file and this axis.
+            Result of `rvqa.data.alignment.align` for that file and this axis.
         library_size
             Total counts of every cell over all its genes, float64 [N], > 0: `shares.depth` of the file.
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqa.data.counts import TARGET_SUM
-from rvqa.data.genes import GeneAlignment
+from rvqa.data.alignment import GeneAlignment
+from rvqa.data.depth import TARGET_SUM
 from rvqa.kernels import ops
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class PanelEncoder:
     tokenizer
         Not changed afterwards: its weights are taken now.
     alignment
-        Result of `rvqa.data.genes.align` for the file and the tokenizer's axis.
+        Result of `rvqa.data.alignment.align` for the file and the tokenizer's axis.
     """
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ import rvqa
 from rvqa.atlas import run, rvq
 from rvqa.atlas.encoder import Settings
 from rvqa.atlas.run import encode_files
-from rvqa.data.files import matrices, sources
+from rvqa.data.files import matrices
 from rvqa.errors import InputError
 from rvqa.tokenizer.model import CellTokenizer
 from tests.atlas.conftest import DENSE
@@ -336,7 +336,7 @@ def spoil(path, change):
 @pytest.mark.parametrize("diagnosed", [2**30, 0])
 def test_refused(cells, pbmc_tokenizer, tmp_path, change, message, diagnosed, monkeypatch):
     """Of a small file as a whole, of a large one by the cells where it is."""
-    monkeypatch.setattr(sources, "DIAGNOSED", diagnosed)
+    monkeypatch.setattr("rvqa.data.files.source.DIAGNOSED", diagnosed)
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     spoil(path, change)

@@ -15,7 +15,7 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvqa.data.files import tenx
+from rvqa.data.files import matrix_market, tenx
 from rvqa.data.files.hdf5 import Dataset
 from rvqa.errors import InputError
 
@@ -101,9 +101,9 @@ def write_folder(
 
 
 def open_folder(path) -> tenx.Opened:
-    files = tenx.find_matrix_market(path)
+    files = matrix_market.find_matrix_market(path)
     assert files is not None
-    return tenx.open_matrix_market(files)
+    return matrix_market.open_matrix_market(files)
 
 
 def whole(matrix) -> sp.csr_matrix:
@@ -314,7 +314,7 @@ class TestMatrixMarket:
         with pytest.raises(
             InputError, match=r"3 matrices \(matrix.mtx, GSM1_matrix.mtx, GSM2_matrix.mtx\).*one of these"
         ):
-            tenx.find_matrix_market(folder)
+            matrix_market.find_matrix_market(folder)
 
     def test_a_matrix_of_another_name(self, tiny, folder):
         (folder / "matrix.mtx").rename(folder / "UniqueAndMult-EM.mtx")
@@ -328,12 +328,12 @@ class TestMatrixMarket:
         assert_same(open_folder(folder), tiny, ["gene_ids", "feature_types"])
 
     def test_other_paths(self, tmp_path):
-        assert tenx.find_matrix_market(tmp_path) is None
-        assert tenx.find_matrix_market(tmp_path / "cells.h5ad") is None
+        assert matrix_market.find_matrix_market(tmp_path) is None
+        assert matrix_market.find_matrix_market(tmp_path / "cells.h5ad") is None
         (tmp_path / "matrix.csv").touch()
-        assert tenx.find_matrix_market(tmp_path) is None
+        assert matrix_market.find_matrix_market(tmp_path) is None
         with pytest.raises(InputError, match=r"cells.mtx does not exist. Give the path of a .mtx file"):
-            tenx.find_matrix_market(tmp_path / "cells.mtx")
+            matrix_market.find_matrix_market(tmp_path / "cells.mtx")
 
     @pytest.mark.parametrize(
         ("name", "said"),
@@ -346,7 +346,7 @@ class TestMatrixMarket:
     def test_a_missing_file(self, folder, name, said):
         (folder / name).unlink()
         with pytest.raises(InputError, match=said):
-            tenx.find_matrix_market(folder)
+            matrix_market.find_matrix_market(folder)
 
     @pytest.mark.parametrize("field", ["integer", "real"])
     @pytest.mark.parametrize("turned", [False, True])
@@ -417,12 +417,12 @@ class TestMatrixMarket:
         assert counts[0, 1] == 16777217
 
     def test_no_permission(self, folder, monkeypatch):
-        files = tenx.find_matrix_market(folder)
+        files = matrix_market.find_matrix_market(folder)
         monkeypatch.setattr("os.access", lambda *_: False)
         with pytest.raises(InputError, match=r"matrix.mtx may not be read: permission denied"):
-            tenx.open_matrix_market(files)
+            matrix_market.open_matrix_market(files)
         with pytest.raises(InputError, match="sample may not be read: permission denied"):
-            tenx.find_matrix_market(folder)
+            matrix_market.find_matrix_market(folder)
 
 
 FIRST = "%%MatrixMarket matrix coordinate integer general\n"
@@ -480,7 +480,8 @@ def test_a_matrix_that_is_wrong(tmp_path, kind, packed):
     ],
 )
 def test_names_that_are_wrong(folder, monkeypatch, name, text, said):
-    monkeypatch.setattr(tenx, "_NAMES", 50_000)
+    monkeypatch.setattr(matrix_market, "NAMES", 50_000)
+    monkeypatch.setattr(tenx, "NAMES", 50_000)
     write_text(folder / name, text)
     with pytest.raises(InputError, match=said):
         open_folder(folder)

@@ -11,7 +11,8 @@ import pytest
 import scipy.sparse as sp
 
 from rvqa.data.aliases import TABLE_NAMES, AliasTable, alias_table
-from rvqa.data.genes import GeneAxis, align, map_columns, match_columns
+from rvqa.data.alignment import align, map_columns, match_columns
+from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError
 
 FILLER = tuple(f"S{i}" for i in range(60))

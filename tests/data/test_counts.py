@@ -12,18 +12,9 @@ from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rvqa.data.counts import (
-    MAX_COUNT,
-    MatrixKind,
-    canonical_csr,
-    classify,
-    counts_and_var,
-    empty_cells,
-    inspect_matrix,
-    library_size,
-    log1p_normalise,
-    raw_counts,
-)
+from rvqa.data.counts import counts_and_var, raw_counts
+from rvqa.data.depth import empty_cells, library_size, log1p_normalise
+from rvqa.data.kinds import MAX_COUNT, MatrixKind, canonical_csr, classify, inspect_matrix
 from rvqa.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rvqa.data.alignment import align
 from rvqa.data.features import gene_features, left_out_sentence
 from rvqa.data.gene_names import without_genome
-from rvqa.data.genes import GeneAxis, align
+from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError
 
 

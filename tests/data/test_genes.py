@@ -14,19 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rvqa.data.aliases import AliasSource, AliasTable
+from rvqa.data.alignment import CoverageWarning, align, coverage_sentence, map_columns, match_columns, refuse_transposed
 from rvqa.data.counts import raw_counts
-from rvqa.data.genes import (
-    CoverageWarning,
-    GeneAxis,
-    SharedGenes,
-    align,
-    coverage_sentence,
-    map_columns,
-    match_columns,
-    refuse_transposed,
-    require_shared,
-    shared_sentence,
-)
+from rvqa.data.genes import GeneAxis
+from rvqa.data.shared_genes import SharedGenes, require_shared, shared_sentence
 from rvqa.errors import InputError
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -448,7 +439,7 @@ class TestMapColumns:
             map_columns(sp.csr_matrix((2, 61)), found)
 
 
-@pytest.mark.filterwarnings("ignore::rvqa.data.genes.CoverageWarning")
+@pytest.mark.filterwarnings("ignore::rvqa.data.alignment.CoverageWarning")
 class TestRealFiles:
     def test_every_file_is_an_axis_of_its_own(self, read, data_file, tmp_path):
         adata = read(data_file)

@@ -9,7 +9,9 @@ from rvqa.data.studies import read_study
 from rvqa.errors import InputError
 from rvqa.evaluation import splits
 from rvqa.evaluation import tokenizer_measures as measures
-from rvqa.evaluation.tokenizer import evaluate_directory, evaluate_tokenizer, missing, same_cells, text
+from rvqa.evaluation.tokenizer import evaluate_directory, evaluate_tokenizer
+from rvqa.evaluation.tokenizer_figures import missing, text
+from rvqa.evaluation.unseen import same_cells
 from rvqa.report.tokenizer import tokenizer_report
 
 TABLES = ("variance", "probes", "levels", "depth", "panels", "populations", "clusters", "odd_cells")

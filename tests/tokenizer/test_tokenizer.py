@@ -7,14 +7,14 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from rvqa.data.counts import log1p_normalise
-from rvqa.data.genes import CoverageWarning, align, map_columns
+from rvqa.data.alignment import CoverageWarning, align, map_columns
+from rvqa.data.depth import log1p_normalise
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
 from rvqa.language.vocabulary import CellVocabulary
 from rvqa.tokenizer.model import CellTokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::rvqa.data.genes.CoverageWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::rvqa.data.alignment.CoverageWarning")
 
 
 def codes_of(adata, tokenizer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rvqa.data.genes import align
+from rvqa.data.alignment import align
 from rvqa.language.prompts import ANNOTATE, CONTROL, GENERATE, PERTURB, TASKS, PromptEncoder
 from rvqa.tokenizer.model import CellTokenizer
 from rvqa.training.references import Reference

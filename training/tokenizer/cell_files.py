@@ -13,11 +13,15 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from rvqa.data.alignment import match_columns
 from rvqa.data.columns import as_text
-from rvqa.data.counts import CellCounts, canonical_csr, read_counts
+from rvqa.data.counts import CellCounts, read_counts
 from rvqa.data.depth import GeneShares
-from rvqa.data.files.sources import Layers, Source, anndata_of, layer_of, open_source, read_cells
-from rvqa.data.genes import GeneAxis, match_columns
+from rvqa.data.files.layers import Layers, layer_of
+from rvqa.data.files.source import Source, anndata_of
+from rvqa.data.files.sources import open_source, read_cells
+from rvqa.data.genes import GeneAxis
+from rvqa.data.kinds import canonical_csr
 from rvqa.data.studies import CellTable, depth_column, table_columns
 from rvqa.errors import InputError, about
 from rvqa.io.files import warn_of_repeated

@@ -16,9 +16,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from rvqa.data.counts import log1p_normalise
-from rvqa.data.depth import GeneShares
-from rvqa.data.genes import GeneAxis, align, map_columns
+from rvqa.data.alignment import align, map_columns
+from rvqa.data.depth import GeneShares, log1p_normalise
+from rvqa.data.genes import GeneAxis
 from rvqa.errors import about
 from rvqa.io.files import save_array, writing
 from rvqa.tokenizer.model import CellTokenizer

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqa.data.counts import log1p_normalise
-from rvqa.data.depth import GeneShares
-from rvqa.data.genes import GeneAxis, SharedGenes, align, match_columns, require_shared
+from rvqa.data.alignment import align, match_columns
+from rvqa.data.depth import GeneShares, log1p_normalise
+from rvqa.data.genes import GeneAxis
+from rvqa.data.shared_genes import SharedGenes, require_shared
 from rvqa.errors import InputError, InputWarning
 from rvqa.tokenizer.model import CellTokenizer, CellTokenizerConfig
 from rvqa.training.distributed import Processes
@@ -34,7 +35,7 @@ __all__ = ["TokenizerSettings", "fit_tokenizer", "preset", "select_genes", "shar
 
 
 def shared_genes(references: Sequence[Cells]) -> SharedGenes:
-    """How many genes the files have and share, for `rvqa.data.genes.shared_sentence`.
+    """How many genes the files have and share, for `rvqa.data.shared_genes.shared_sentence`.
 
     Raises
     ------

@@ -22,7 +22,7 @@ import torch
 
 import rvqa
 from rvqa.data.columns import as_text, split_names
-from rvqa.data.files.sources import Layers
+from rvqa.data.files.layers import Layers
 from rvqa.data.files.watch import Watch
 from rvqa.data.studies import label_table, study_files
 from rvqa.evaluation import splits

@@ -13,7 +13,7 @@ So weights of labels and commitment mean much the same beside each. Shapes: B ce
 import torch
 from torch import Tensor, nn
 
-from rvqa.data.counts import TARGET_SUM
+from rvqa.data.depth import TARGET_SUM
 
 _LOG_DISPERSION = (-10.0, 5.0)
 """Range of the negative binomial's log dispersion: below it is a Poisson in float32."""

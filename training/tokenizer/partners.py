@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, svds
 
-from rvqa.data.counts import log1p_normalise
+from rvqa.data.depth import log1p_normalise
 from rvqa.training.tokenizer.cells import TokenizerCells
 
 MOST_CELLS = 5_000

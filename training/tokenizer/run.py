@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rvqa.data.counts import TARGET_SUM, log1p_normalise
+from rvqa.data.depth import TARGET_SUM, log1p_normalise
 from rvqa.kernels import ops
 from rvqa.tokenizer.model import CellTokenizer
 from rvqa.training.distributed import Processes

@@ -24,7 +24,8 @@ import rvqa
 from rvqa.data.counts import AUTO
 from rvqa.data.files import tenx
 from rvqa.data.files.frames import Frame, stored_frame
-from rvqa.data.files.sources import PARTS, anndata_root, obs_of, read_cells
+from rvqa.data.files.source import PARTS
+from rvqa.data.files.sources import anndata_root, obs_of, read_cells
 from rvqa.data.files.watch import Watch
 from rvqa.errors import InputError, InputWarning
 from rvqa.io.checked_hdf5 import hdf5_file, require_taken

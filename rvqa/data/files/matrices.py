@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from rvqa.data.counts import canonical_csr, native, sampled_rows
 from rvqa.data.files import memory, stores
 from rvqa.data.files.hdf5 import Dataset
+from rvqa.data.kinds import canonical_csr, native, sampled_rows
 from rvqa.errors import InputError
 
 ENTRIES = 3_000_000

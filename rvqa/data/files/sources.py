@@ -4,247 +4,36 @@ A `Source` gives rows of counts, names and columns of cells by range; all of it 
 rest of a file, of which counts, their genes and `obs` have no need, is not looked at, so it cannot stand in the way.
 """
 
-import glob
 import hashlib
 import json
-import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import h5py
-import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.io import read_elem
 
-from rvqa.data.counts import AUTO, MatrixKind, find_counts, inspect_matrix, native, require_counted
+from rvqa.data.counts import AUTO, find_counts
 from rvqa.data.features import gene_features, with_kinds
-from rvqa.data.files import matrices, memory, tenx
+from rvqa.data.files import matrices, matrix_market, memory, tenx
 from rvqa.data.files.frames import Frame, stored_frame
 from rvqa.data.files.heaps import require_heaps
+from rvqa.data.files.layers import Given, Layers, layer_of
 from rvqa.data.files.links import require_own
+from rvqa.data.files.source import Source, add_rest, anndata_of
 from rvqa.data.files.stores import require_inside
 from rvqa.data.files.transpose import transposed
 from rvqa.data.files.watch import Watch
-from rvqa.errors import InputError, InputWarning, about, nearest
-from rvqa.io.files import DIAGNOSED, HDF5_SUFFIXES, UNREADABLE, reading, require_anndata, require_hdf5, warn_of_repeated
+from rvqa.data.kinds import MatrixKind, inspect_matrix, native
+from rvqa.errors import InputError, about, nearest
+from rvqa.io.files import reading, require_anndata, require_hdf5, warn_of_repeated
 from rvqa.io.temporaries import scratch_folder
-
-Given: TypeAlias = str | Path | AnnData
 
 FEATURE = 1000
 """Bytes that a feature's names take, in the tables and lists by which genes are found."""
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Where the counts of each of several files are.
-
-    Attributes
-    ----------
-    default
-        As `layer` of `rvqa.encode`.
-    by_file
-        Path of a file, and its own.
-    """
-
-    default: str | None = None
-    by_file: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, given: Sequence[str], files: Sequence[Given]) -> "Layers":
-        """Read the words of an option: NAME for all files, NAME=FILE for one; none of them is "auto".
-
-        Raises
-        ------
-        rvqa.errors.InputError
-            Two names for all files, or for one.
-        """
-        paths = [Path(each) for each in files if not isinstance(each, AnnData)]
-        default: list[str] = []
-        by_file: dict[str, str] = {}
-        for word in given:
-            name, sign, file = word.partition("=")
-            meant = [path for path in paths if os.path.realpath(path) == os.path.realpath(file)]
-            meant = meant or [path for path in paths if path.name == file]
-            if sign and len(meant) == 1:
-                place = os.path.realpath(meant[0])
-                if by_file.setdefault(place, name) != name:
-                    raise InputError(f"Two layers are named for {file}: {by_file[place]!r} and {name!r}. Name one.")
-            elif sign and (len(meant) > 1 or Path(file).suffix in (*HDF5_SUFFIXES, ".zarr", ".mtx")):
-                which = "several of the files" if meant else "none of the files"
-                raise InputError(f"--layer {word}: {file} is {which}. {nearest(file, map(str, paths))}")
-            elif word not in default:
-                default.append(word)
-        if len(default) > 1:
-            raise InputError(
-                f"Two layers are named for all files: {default[0]!r} and {default[1]!r}. Name one, or NAME=FILE for "
-                f"that of one file, of {', '.join(map(str, paths))}."
-            )
-        return cls(default[0] if default else AUTO, tuple(sorted(by_file.items())))
-
-    def layer(self, given: Given) -> str | None:
-        """The layer of one file."""
-        place = "" if isinstance(given, AnnData) else os.path.realpath(given)
-        return dict(self.by_file).get(place, self.default)
-
-
-def layer_of(layer: str | Layers | None, given: Given) -> str | None:
-    """The layer of one file, of one for all or of `Layers`."""
-    return layer.layer(given) if isinstance(layer, Layers) else layer
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Cells of one file.
-
-    Attributes
-    ----------
-    name
-        For messages and the manifest.
-    matrix
-        Raw counts, cells by genes; features that are not genes are left out.
-    var
-        Table of the genes of the matrix.
-    obs
-        Table of the cells.
-    identity
-        What a resumed run compares: another file, or a changed one, differs in it.
-    path
-        Of the file, or None.
-    place
-        Where in the file the counts are: "X", "raw.X" or "layers['...']".
-    left_out
-        Number of features of each kind that are not genes.
-    unfiltered
-        Whether it looks like a matrix of all barcodes, most of them of no cell.
-    places
-        Matrices that there are by place, each as a function that opens it and the table of its features, those that are
-        not genes among them.
-    """
-
-    name: str
-    matrix: matrices.Matrix
-    var: pd.DataFrame
-    obs: Frame
-    identity: dict[str, Any]
-    path: Path | None
-    place: str = "X"
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    unfiltered: bool = False
-    places: Mapping[str, Callable[[], tuple[matrices.Matrix, pd.DataFrame]]] = field(default_factory=dict)
-    root: Any = None
-    """Where in the open file the AnnData is, or None."""
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return self.matrix.shape[0]
-
-    def column(self, key: str | None, start: int, stop: int) -> np.ndarray:
-        """Values of a column of `obs`, or for None the names of the cells, from start to stop; see `Frame.column`."""
-        return self.obs.index(start, stop) if key is None else self.obs.column(key, start, stop)
-
-    @property
-    def small(self) -> bool:
-        """Whether the counts fit in memory several times over."""
-        stored = getattr(self.matrix, "data", None)
-        entries = self.matrix.shape[0] * self.matrix.shape[1] / 2 if stored is None else len(stored)
-        return 8 * entries <= DIAGNOSED
-
-    def in_memory(self, *, whole: bool = False) -> AnnData:
-        """The cells as an AnnData: their counts where they are in the file, all columns of `obs` that can be read.
-
-        `whole` adds all else that can be read.
-        """
-        obs, lost = self.obs.readable()
-        if lost:
-            warnings.warn(
-                f"{self.name}: the columns {', '.join(lost)} of obs cannot be read and are left out.",
-                InputWarning,
-                stacklevel=3,
-            )
-        adata = anndata_of(obs=obs)
-        read = {}
-        for place in self.places if whole else (self.place,):
-            try:
-                matrix, var = self.places[place]()
-                read[place] = (matrices.whole(matrix), var)
-            except UNREADABLE:
-                if place == self.place:
-                    raise
-        layers = {place[8:-2]: csr for place, (csr, _) in read.items() if place.startswith("layers")}
-        var = next((var for place, (_, var) in read.items() if place != "raw.X"), None)
-        x = read["X"][0] if "X" in read else None
-        adata = anndata_of(X=x, obs=obs, var=var, layers=layers) if var is not None else adata
-        if "raw.X" in read:
-            csr, var = read["raw.X"]
-            adata.raw = anndata_of(X=csr, obs=obs[[]], var=var)
-        if whole and self.root is not None:
-            add_rest(adata, self.root, PARTS)
-        return adata
-
-    def require_counts(self) -> None:
-        """Look at the source as a whole, before any work: is there a cell, and are its integers counts.
-
-        Raises
-        ------
-        rvqa.errors.InputError
-            No cells, or integers that were certainly never counted.
-
-        Warns
-        -----
-        rvqa.errors.InputWarning
-            Integers that probably are no counts.
-        """
-        with about(self.name):
-            if 0 in self.matrix.shape:
-                cells, genes = self.matrix.shape
-                raise InputError(
-                    f"{self.place} has no {'genes' if cells else 'cells'} ({cells:,} cells x {genes:,} genes). Check "
-                    "what filtered or sliced it."
-                )
-            sample = matrices.sample(self.matrix)
-            if inspect_matrix(sample).kind is MatrixKind.COUNTS:
-                require_counted(sample, self.place)
-
-
-def anndata_of(**parts: Any) -> AnnData:
-    """An AnnData, without its word on names that repeat."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* names are not unique", UserWarning)
-        warnings.filterwarnings("ignore", "Transforming to str index", UserWarning)
-        return AnnData(**parts)
-
-
-def expand(given: Given | Sequence[Given]) -> list[Given]:
-    """Files of a path, a pattern with `*`, or a list of these; an AnnData stays as it is.
-
-    Raises
-    ------
-    rvqa.errors.InputError
-        A pattern that no file matches, or the same file twice.
-    """
-    files: list[Given] = []
-    for each in given if isinstance(given, list | tuple) else [given]:
-        if isinstance(each, AnnData):
-            files.append(each)
-            continue
-        text = str(each)
-        found = sorted(glob.glob(text)) if glob.has_magic(text) and not Path(text).exists() else [text]
-        if not found:
-            raise InputError(f"No file matches {text!r}. Check the pattern.")
-        files += [Path(name) for name in found]
-    paths = [os.path.realpath(path) for path in files if isinstance(path, Path)]
-    if repeated := [path for at, path in enumerate(paths) if path in paths[:at]]:
-        raise InputError(f"{repeated[0]} is given twice. Give each file once.")
-    if not files:
-        raise InputError("No file was given. Give one or more .h5ad files or .zarr stores.")
-    return files
 
 
 def open_source(
@@ -277,21 +66,6 @@ def open_source(
         return _of_file(path, own, scratch, say)
 
 
-PARTS = ("obsm", "varm", "obsp", "varp", "uns")
-"""Parts of an AnnData beside its matrices and tables."""
-
-
-def add_rest(adata: AnnData, root: Any, parts: Sequence[str]) -> None:
-    """Add what can be read of some parts of a file to an AnnData of its cells."""
-    for part in parts:
-        stored = root.get(part, {})
-        for name in stored if not isinstance(stored, h5py.Dataset) else ():
-            try:
-                getattr(adata, part)[name] = read_elem(stored[name])
-            except UNREADABLE:
-                continue  # of no use to us; in a copy of the file it stays
-
-
 def obs_of(path: str | Path) -> Frame:
     """The table of cells of a file, without a look at its counts.
 
@@ -305,8 +79,8 @@ def obs_of(path: str | Path) -> Frame:
         if file.suffix == ".zarr":
             root = anndata_root(file, _zarr(file)[0])
         else:
-            if (market := tenx.find_matrix_market(file)) is not None:
-                return _tenx_obs(tenx.open_matrix_market(market))
+            if (market := matrix_market.find_matrix_market(file)) is not None:
+                return _tenx_obs(matrix_market.open_matrix_market(market))
             opened = _hdf5(file)
             if tenx.is_tenx(opened):
                 return _tenx_obs(tenx.open_tenx(opened))
@@ -371,8 +145,8 @@ def read_cells(given: str | Path, *, layer: str | Layers | None = None, whole: b
 def _of_file(path: Path, layer: str | None, scratch: Path, say: Callable[[str], None]) -> Source:
     if path.suffix == ".zarr":
         file, matrix_of = _zarr(path)
-    elif (market := tenx.find_matrix_market(path)) is not None:
-        return _of_tenx(path, layer, tenx.open_matrix_market(market))
+    elif (market := matrix_market.find_matrix_market(path)) is not None:
+        return _of_tenx(path, layer, matrix_market.open_matrix_market(market))
     else:
         file, matrix_of = _hdf5(path), matrices.of_hdf5
         if tenx.is_tenx(file):

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rvqa.data.counts import native
 from rvqa.data.files import memory
 from rvqa.data.files.matrices import Array, Compressed, parts_of, stored_shape
+from rvqa.data.kinds import native
 from rvqa.errors import InputError
 from rvqa.io.files import save_array, whole_file, writing
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rvqa.data.files import tenx
+from rvqa.data.files import matrix_market
 from rvqa.errors import InputError
 
 _SHARE = 20
@@ -85,7 +85,7 @@ def _files(path: Path) -> Iterator[str | Path]:
     if path.suffix == ".zarr":
         for place, _, files in os.walk(path):
             yield from (os.path.join(place, name) for name in files)
-    elif (market := tenx.find_matrix_market(path)) is not None:
+    elif (market := matrix_market.find_matrix_market(path)) is not None:
         yield from market
     else:
         yield path

@@ -5,8 +5,8 @@ import pytest
 import scipy.sparse as sp
 
 import rvqa
+from rvqa.data.alignment import match_columns
 from rvqa.data.files.sources import read_cells
-from rvqa.data.genes import match_columns
 from rvqa.errors import InputError
 from rvqa.training.references import read_reference
 from rvqa.training.tokenizer.fit_files import fit_tokenizer_files
@@ -22,7 +22,7 @@ FORMS = {
 }
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::rvqa.data.genes.CoverageWarning"),
+    pytest.mark.filterwarnings("ignore::rvqa.data.alignment.CoverageWarning"),
     pytest.mark.filterwarnings("ignore:Writing zarr v2"),
     pytest.mark.filterwarnings("ignore:(Variable|Observation) names are not unique"),
 ]

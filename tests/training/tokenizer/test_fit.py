@@ -140,7 +140,7 @@ def test_cells_that_are_too_alike_are_told(reference):
 # Genes, k-means, bad references
 
 
-@pytest.mark.filterwarnings("ignore::rvqa.data.genes.CoverageWarning")
+@pytest.mark.filterwarnings("ignore::rvqa.data.alignment.CoverageWarning")
 def test_genes_are_chosen_over_files_with_different_panels(reference, read):
     other = read_reference(read("pbmc3k_10x"), labels="cell_type")
     axis = select_genes([reference, other], 500)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from rvqa.data.genes import GeneAxis, shared_sentence
+from rvqa.data.genes import GeneAxis
+from rvqa.data.shared_genes import shared_sentence
 from rvqa.errors import InputError
 from rvqa.training.references import Reference, read_reference
 from rvqa.training.tokenizer.fit import fit_tokenizer, gene_shares, select_genes, shared_genes

@@ -16,7 +16,7 @@ from anndata import AnnData
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from rvqa.data.genes import align, map_columns
+from rvqa.data.alignment import align, map_columns
 from rvqa.errors import InputError
 from rvqa.io.tensors import read_json
 from rvqa.tokenizer.model import CellTokenizer, CellTokenizerConfig
