@@ -1,6 +1,6 @@
 """Which backend runs an operation: one dispatch function, one override.
 
-A backend is a module with the functions of `OPERATIONS`, all with the signatures of `rvqa.kernels.reference`:
+A backend is a module with the functions of `rvqa.kernels.reference`, of the same signatures:
 
     reference   plain torch, any device, always there
     cpu         the native module `rvqa._native`, CPU tensors
@@ -20,17 +20,6 @@ from typing import Any
 import torch
 
 from rvqa.errors import InputError
-
-OPERATIONS = (
-    "pack",
-    "residual_quantize",
-    "nearest_codeword",
-    "residual_norms",
-    "decode",
-    "csr_project",
-    "csr_totals",
-    "apply_span_mask_",
-)
 
 _MODULES = {
     "reference": "rvqa.kernels.reference",
@@ -77,12 +66,6 @@ def dispatch(operation: str, device: torch.device) -> Callable[..., Any]:
 def _bound(operation: str, device: torch.device, forced: str) -> Callable[..., Any]:
     """`dispatch` for one value of RVQA_BACKEND: looking it up costs as much as quantizing a row."""
     return function(select(device), operation)
-
-
-def forget() -> None:
-    """Look for backends anew."""
-    reason_absent.cache_clear()
-    _bound.cache_clear()
 
 
 def function(backend: str, operation: str) -> Any:

@@ -16,32 +16,28 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 
 from rvqa.annotation import annotate
-from rvqa.data.alignment import CoverageWarning, align, map_columns
-from rvqa.data.depth import log1p_normalise
+from rvqa.data.alignment import CoverageWarning
 from rvqa.data.files.sources import read_cells
 from rvqa.data.recovery import recover_counts
-from rvqa.encoding import cell_codes, cells_on_axis
+from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines, splits
-from rvqa.evaluation.metrics import ShiftTruth, classification, perplexity
-from rvqa.evaluation.profiles import log1p_on_axis, shared_log1p
+from rvqa.evaluation.metrics import classification, perplexity
+from rvqa.evaluation.perturbation import evaluate_held_out
+from rvqa.evaluation.profiles import shared_log1p
 from rvqa.evaluation.simulation import simulate_response
 from rvqa.language.model import Model, require_new_directory
 from rvqa.language.opening import quiet_transformers
-from rvqa.perturbation import decode_counts, perturb, residual_ratios
 from rvqa.report.annotation import add_annotation
 from rvqa.report.page import Report, command_line, is_report
-from rvqa.report.perturbation import Shift, add_perturbation
+from rvqa.report.perturbation import add_perturbation
 
 HELD_OUT_DONORS = ("1244", "1256")
 HELD_OUT_TYPE = "B"
 SIMULATED = "SIMULATED response"
-MIN_CONTEXT = 10
-"""Fewest control and perturbed cells of a type whose shift the baselines may use."""
 
 
 @dataclass(frozen=True)
@@ -270,79 +266,39 @@ def show_perturbation(
     model: Model, case: Case, out: TextIO, report: Report, *, seed: int, progress: bool
 ) -> dict[str, Any]:
     """Print errors and correlations of predicted profiles of the held-out type beside baselines and ceiling."""
-    tokenizer, key = model.cell_tokenizer, case.library_size_key
-    measured_G = align(case.control, tokenizer.axis).measured
-
-    def profile_cells(adata: AnnData) -> np.ndarray:
-        on_axis = log1p_on_axis(adata, tokenizer.axis, shares=tokenizer.shares, library_size_key=key)
-        return on_axis.toarray()[:, measured_G]
-
-    truth = ShiftTruth.of(profile_cells(case.control), profile_cells(case.perturbed))
-    condition = case.contexts.obs["condition"].astype(str).to_numpy()
-    labels = case.contexts.obs["label"].astype(str).to_numpy()
-    controls, shifts = {}, {}
-    for label in sorted(set(labels) - {case.held_out_type, ""}):
-        before, after = ((labels == label) & (condition == name) for name in ("control", case.perturbation))
-        if min(before.sum(), after.sum()) >= MIN_CONTEXT:
-            controls[label] = profile_cells(case.contexts[before]).mean(0, dtype=np.float64)
-            shifts[label] = profile_cells(case.contexts[after]).mean(0, dtype=np.float64) - controls[label]
-    nearest, nearest_name = baselines.nearest_context(truth.control_G, controls, shifts)
-
-    control, alignment, control_depth = cells_on_axis(case.control, tokenizer, library_size_key=key)
-    predicted = perturb(
+    found = evaluate_held_out(
         case.control,
+        case.perturbed,
+        case.contexts,
         model,
         perturbation=case.perturbation,
-        cell_type_key="label",
-        n_samples=4,
+        held_out_type=case.held_out_type,
+        library_size_key=case.library_size_key,
         seed=seed,
-        library_size_key=key,
         progress=progress,
     )
-    generated = log1p_normalise(sp.csr_matrix(predicted.X), np.repeat(control_depth, 4)).toarray()[:, measured_G]
-
-    # The ceiling: the true perturbed cells through the tokenizer, the same correction, the same draws.
-    types_N = np.full(len(control_depth), case.held_out_type, dtype=object)
-    control_codes = tokenizer.encode(control.counts, alignment, control_depth)
-    on_axis = map_columns(control.counts, alignment)
-    ratio = residual_ratios(tokenizer, on_axis, measured_G, control_depth, control_codes, types_N)
-    true, true_alignment, true_depth = cells_on_axis(case.perturbed, tokenizer, library_size_key=key)
-    true_codes = tokenizer.encode(true.counts, true_alignment, true_depth)
-    true_types = np.full(len(true_codes), case.held_out_type, dtype=object)
-    _, redrawn = decode_counts(tokenizer, true_codes, true_depth, true_types, ratio, np.random.default_rng(seed))
-    ceiling = log1p_normalise(redrawn, true_depth).toarray()[:, measured_G]
-
-    rows = {
-        "rvqa, written by the language model": truth.scores(generated.mean(0, dtype=np.float64)),
-        "no change": truth.scores(truth.control_G),
-        f"additive: mean shift of {len(shifts)} other types": truth.scores(baselines.additive(truth.control_G, shifts)),
-        f"nearest context: shift of {nearest_name}": truth.scores(nearest),
-        "tokenizer ceiling: the true cells, encoded and decoded": truth.scores(ceiling.mean(0, dtype=np.float64)),
-    }
     print(
         f"\n{case.perturbation} on {case.held_out_type} cells, of which none was seen perturbed: "
-        f"{case.control.n_obs} control, {case.perturbed.n_obs} true, {int(measured_G.sum()):,} genes",
+        f"{case.control.n_obs} control, {case.perturbed.n_obs} true, {len(found.shift.genes):,} genes",
         file=out,
     )
     print(
         "  on profiles of log1p counts per 10,000                     MSE top 50      MSE   Pearson of shift", file=out
     )
-    for method, row in rows.items():
+    for method, row in found.methods.items():
         print(f"    {method:56s} {row['mse_top']:8.4f} {row['mse']:8.5f}   {row['pearson_shift']:8.3f}", file=out)
-    genes = [symbol for symbol, used in zip(tokenizer.axis.symbols, measured_G, strict=True) if used]
-    predicted_G = generated.mean(0, dtype=np.float64) - truth.control_G
     add_perturbation(
         report,
-        Shift(genes, predicted_G, truth.perturbed_G - truth.control_G, truth.top),
-        {"control": case.control, "predicted": predicted, "measured": case.perturbed},
+        found.shift,
+        {"control": case.control, "predicted": found.predicted, "measured": case.perturbed},
         model,
         heading=f"Perturbation: {case.perturbation} on {case.held_out_type} cells",
         perturbation=case.perturbation,
         cell_type_key="label",
-        methods=rows,
-        library_size_key=key,
+        methods=found.methods,
+        library_size_key=case.library_size_key,
     )
-    return {"genes": int(measured_G.sum()), "nearest_context": nearest_name, "methods": rows}
+    return {"genes": len(found.shift.genes), "nearest_context": found.nearest_context, "methods": found.methods}
 
 
 def show_reopened(output: Path, out: TextIO) -> str:

@@ -111,12 +111,17 @@ def test_without_torch(monkeypatch):
     assert "PROBLEM" in doctor.text(facts)
 
 
+def forget():
+    registry.reason_absent.cache_clear()
+    registry._bound.cache_clear()
+
+
 @pytest.fixture
 def without_native(monkeypatch):
-    registry.forget()
+    forget()
     monkeypatch.setitem(registry._MODULES, "cpu", "rvqa.kernels.not_built")
     yield
-    registry.forget()
+    forget()
 
 
 @pytest.mark.usefixtures("without_native")

@@ -6,11 +6,11 @@ import scipy.sparse as sp
 
 import rvqa
 from rvqa.data.alignment import align
-from rvqa.data.counts import raw_counts
 from rvqa.demo import SIMULATED
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
 from rvqa.perturbation import PRIOR_COUNTS, decode_counts, residual_ratios
+from tests.raw_counts import raw_counts
 
 
 @pytest.fixture

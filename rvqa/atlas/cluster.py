@@ -90,8 +90,6 @@ def encode_on(
                 codes_NM, table = result
                 done(futures[future], codes_NM, table)
                 future.release()
-        except InputError:
-            raise
         finally:
             client.cancel(list(futures))
     finally:

@@ -82,10 +82,6 @@ class GeneAlignment:
         """Share of the axis that the file measured."""
         return self.n_measured / self.n_axis
 
-    def summary(self) -> str:
-        """Say in a sentence or two how the file matches the axis."""
-        return coverage_sentence(self.report())
-
     def report(self) -> dict[str, Any]:
         """Return the figures as a dict that JSON can hold."""
         by = ("n_by_ensembl", "n_by_symbol", "n_by_alias")
@@ -128,8 +124,8 @@ def align(
         The model's genes.
     aliases
         HGNC table of previous symbols and aliases: an `AliasTable`, a path, None for the one in `RVQA_REF_DIR` if there
-        is one, False for none. It only ever adds genes that no column names as written; `n_by_alias`, in `report` and
-        `summary`, says how many columns. Where that is not 0, codes depend on the table: they differ without it.
+        is one, False for none. It only ever adds genes that no column names as written; `n_by_alias`, in `report`, says
+        how many columns. Where that is not 0, codes depend on the table: they differ without it.
     left_out
         What `rvqa.data.features.gene_features` left out of the file, to be reported with the rest.
 

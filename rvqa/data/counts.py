@@ -55,36 +55,6 @@ _PARTS = tuple(f"layers[{name!r}]" for name in ("spliced", "unspliced", "ambiguo
 """Layers of RNA velocity: integers, but not all of a cell's counts."""
 
 
-def raw_counts(adata: AnnData, *, layer: str | None = None, recover: bool = False) -> sp.csr_matrix:
-    """Return the raw counts of an AnnData as canonical CSR; refuse anything else, saying what it looks like.
-
-    Parameters
-    ----------
-    adata
-        Cells by genes, not changed. Dense, any scipy sparse matrix or array, backed or Dask (read into memory).
-    layer
-        None or "X" for `X`, a key of `adata.layers`, "raw" for `adata.raw.X` (unless a layer is itself called so), or
-        "auto": `X`, or where that holds no raw counts the place that does (`find_counts`).
-    recover
-        Turn log1p-normalised values back into counts where `rvqa.data.recovery` proves them.
-
-    Returns
-    -------
-    scipy.sparse.csr_matrix [n_cells, n_genes]
-        As `canonical_csr`, floats as float32 (exact). It may share memory with `adata`: do not write into it. Cells
-        without counts pass and are refused by `library_size`; an unknown layer or other values are an `InputError`.
-    """
-    return _read(adata, layer, None, recover=recover).counts
-
-
-def counts_and_var(
-    adata: AnnData, *, layer: str | None = None, recover: bool = False
-) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Return `raw_counts` and the table of genes of its columns: `adata.var`, or `adata.raw.var` for layer="raw"."""
-    found = _read(adata, layer, None, recover=recover)
-    return found.counts, found.var
-
-
 @dataclass(frozen=True, eq=False)
 class CellCounts:
     """Raw counts of the cells of a file, with what they are counts of and out of how many.
@@ -92,7 +62,8 @@ class CellCounts:
     Attributes
     ----------
     counts
-        As `raw_counts`, CSR [N, genes of the file]; features that are not genes are left out.
+        Canonical CSR [N, genes of the file], floats as float32 (exact); features that are not genes are left out. It
+        may share memory with what it was read from: do not write into it.
     var
         Table of their genes: of `adata.var`, or of `adata.raw.var` for layer="raw".
     library_size
@@ -122,10 +93,27 @@ def read_counts(
     recover: bool | None = False,
     part: bool = False,
 ) -> CellCounts:
-    """Return `counts_and_var` and `library_size`; recovered counts bring the one they were normalised with.
+    """Return the raw counts of an AnnData, their genes and library sizes; raise on what is not raw counts.
 
-    `recover` is None where it cannot be asked for, so that no message offers it. `part` says that the cells are some of
-    a file that was looked at before: what only many cells tell is not asked.
+    Parameters
+    ----------
+    adata
+        Cells by genes, not changed. Dense, any scipy sparse matrix or array, backed or Dask (read into memory).
+    layer
+        None or "X" for `X`, a key of `adata.layers`, "raw" for `adata.raw.X` (unless a layer is itself called so), or
+        "auto": `X`, or where that holds no raw counts the place that does (`find_counts`).
+    library_size_key
+        Column of `adata.obs` with the total over all sequenced genes.
+    recover
+        Turn log1p-normalised values back into counts where `rvqa.data.recovery` proves them; these bring the library
+        size that they were normalised with. None where it cannot be asked for, so that no message offers it.
+    part
+        The cells are some of a file that was looked at before: what only many cells tell is not asked.
+
+    Raises
+    ------
+    InputError
+        An unknown layer, other values, or a cell without counts.
     """
     found = _read(adata, layer, library_size_key, recover=recover, part=part)
     stored = library_size(adata, found.counts, key=library_size_key)

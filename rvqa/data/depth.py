@@ -143,7 +143,8 @@ def library_size(adata: AnnData, counts: sp.csr_matrix, *, key: str | None = Non
     adata
         Where `obs` and the names of cells are read.
     counts
-        From `raw_counts`, over all stored genes: mapping onto a model's axis comes later and leaves depth alone.
+        From `rvqa.data.counts.read_counts`, over all stored genes: mapping onto a model's axis comes later and leaves
+        depth alone.
     key
         Column of `adata.obs` with the total over all sequenced genes, for files that were cut to some genes.
 

@@ -63,8 +63,6 @@ class RecoveredCounts:
     were given for values that nobody normalised."""
     decimals: int | None
     """Decimals the values were rounded to; None for full precision."""
-    largest_error: float
-    """Largest difference of a stored value from its counts normalised again, in units of half its last place."""
 
 
 @dataclass
@@ -183,7 +181,7 @@ def recover_counts(matrix: Any, *, library_size: np.ndarray | None = None) -> Re
     elif (proven := _proven_target(cells, totals[filled], 4 * eps)) is not None:
         scale, depth[filled] = proven
     counts = sp.csr_matrix((cells.counts.astype(np.float32), logs.indices.copy(), logs.indptr.copy()), logs.shape)
-    return RecoveredCounts(counts, depth, scale, decimals, float((error / (place / 2)).max()))
+    return RecoveredCounts(counts, depth, scale, decimals)
 
 
 _ADVICE = "Pass the raw counts themselves; these values cannot be turned back into them."

@@ -86,34 +86,5 @@ def clustering(latent_ND: np.ndarray, label_N: np.ndarray, *, seed: int = 0) -> 
     }
 
 
-def batch_asw(latent_ND: np.ndarray, label_N: np.ndarray, batch_N: np.ndarray) -> float:
-    """Mixing of batches within types, scIB's batch ASW (Luecken et al. 2022): 1 is mixed, 0 is apart.
-
-    Parameters
-    ----------
-    latent_ND
-        Latents, float [N, D].
-    label_N
-        Types, [N].
-    batch_N
-        Batches, [N]: donors or studies.
-
-    Returns
-    -------
-    float
-        1 - |silhouette of the batch|, mean over the cells of a type, then over types, each type alike. Types of one
-        batch, or with one cell in each batch, are left out; NaN if none is left.
-    """
-    from sklearn.metrics import silhouette_samples
-
-    latent_ND, batch_N = _float64(latent_ND), np.asarray(batch_N).astype(str)
-    mixing_T = []
-    for name in np.unique(np.asarray(label_N).astype(str)):
-        inside_N = np.asarray(label_N).astype(str) == name
-        if 1 < len(np.unique(batch_N[inside_N])) < inside_N.sum():
-            mixing_T.append(1 - np.abs(silhouette_samples(latent_ND[inside_N], batch_N[inside_N])).mean())
-    return float(np.mean(mixing_T)) if mixing_T else float("nan")
-
-
 def _float64(latent_ND: np.ndarray) -> np.ndarray:
     return np.asarray(latent_ND, dtype=np.float64)

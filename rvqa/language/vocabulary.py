@@ -262,8 +262,8 @@ def escape(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
     Added tokens (cell tokens, `<|im_start|>`, `<think>`, ...) match inside any text, so a file name or a label could
     open a turn or a cell. A backslash goes in after the first character of each such token: `<|cell|>` becomes
-    `<\|cell|>`, and `<\|cell|>` becomes `<\\|cell|>`, so that `unescape` gives the text back (where no token has
-    another's first character inside it, as with Qwen's). Tokens of one character or of whitespace alone, which some
+    `<\|cell|>`, and `<\|cell|>` becomes `<\\|cell|>`, so that the text can be told from the result (where no token
+    has another's first character inside it, as with Qwen's). Tokens of one character or of whitespace alone, which some
     tokenizers add for plain text, are left alone. Escape a whole field, and put text of your own between fields.
     """
     return escape_all(tokenizer, [text])[0]
@@ -271,28 +271,19 @@ def escape(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 def escape_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
     """`escape` many texts: most of its time goes into the list of added tokens, which is made once here."""
-    places, _ = _patterns(frozenset(tokenizer.get_added_vocab()))
+    places = _places(frozenset(tokenizer.get_added_vocab()))
     return [places.sub(r"\\", text) for text in texts]
 
 
-def unescape(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Undo `escape`, to show a field as it was written; never feed the result to a tokenizer."""
-    return _patterns(frozenset(tokenizer.get_added_vocab()))[1].sub("", text)
-
-
 @lru_cache(maxsize=8)
-def _patterns(tokens: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Zero-width places (overlapping tokens, too) where `escape` adds a backslash, and those `unescape` takes out."""
+def _places(tokens: frozenset[str]) -> re.Pattern[str]:
+    """Zero-width places (overlapping tokens, too) where `escape` adds a backslash."""
     rests: dict[str, list[str]] = {}
     for token in sorted(tokens):
         if len(token) > 1 and not token.isspace():
             rests.setdefault(token[0], []).append(re.escape(token[1:]))
-
-    def between(middle: str) -> re.Pattern[str]:
-        places = [rf"(?<={re.escape(t0)}){middle}(?=\\*(?:{'|'.join(rest)}))" for t0, rest in rests.items()]
-        return re.compile("|".join(places) or "(?!)")
-
-    return between(""), between(r"\\")
+    places = [rf"(?<={re.escape(t0)})(?=\\*(?:{'|'.join(rest)}))" for t0, rest in rests.items()]
+    return re.compile("|".join(places) or "(?!)")
 
 
 def _cell_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

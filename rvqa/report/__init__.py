@@ -11,10 +11,11 @@ from anndata import AnnData
 
 from rvqa.data.columns import labels_of
 from rvqa.errors import InputError
+from rvqa.evaluation.perturbation import compare
 from rvqa.language.model import Model
 from rvqa.report.annotation import add_annotation, coverage_text
 from rvqa.report.page import Report, command_line, is_report
-from rvqa.report.perturbation import add_perturbation, compare
+from rvqa.report.perturbation import add_perturbation, types_table
 
 __all__ = ["Report", "annotation_report", "command_line", "is_report", "perturbation_report"]
 
@@ -139,7 +140,7 @@ def perturbation_report(
         heading=f"{perturbation}: predicted shift",
         perturbation=perturbation,
         cell_type_key=cell_type_key,
-        by_type=found.by_type,
+        by_type=types_table(found.by_type),
         remark=found.remark,
         **reading,
     )

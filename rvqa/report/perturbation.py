@@ -5,19 +5,14 @@ N cells, G genes that the control file measures.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
-from rvqa.data.alignment import map_columns
-from rvqa.data.columns import conditions_of, labels_of
-from rvqa.data.depth import log1p_normalise
-from rvqa.encoding import cell_codes, cells_on_axis
-from rvqa.errors import InputError
-from rvqa.evaluation.metrics import ShiftTruth
-from rvqa.evaluation.profiles import log1p_on_axis
+from rvqa.data.columns import labels_of
+from rvqa.encoding import cell_codes
+from rvqa.evaluation.perturbation import Shift, TypeScores
 from rvqa.language.model import Model
 from rvqa.report.annotation import code_colouring, drawn_text
 from rvqa.report.figures import (
@@ -33,22 +28,7 @@ from rvqa.report.figures import (
 )
 from rvqa.report.page import DASH, Html, Report, el, number, table
 
-FEWEST = 5
-"""Measured cells of a type below which its shift says too little to compare with."""
-
 _BARS = 30
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Change of the profile, predicted and, where cells were measured, true."""
-
-    genes: Sequence[str]
-    predicted_G: np.ndarray
-    true_G: np.ndarray | None = None
-    top: np.ndarray | None = None
-    """Genes to mark; with `true_G`."""
-    top_are: str = "differ most by Welch's t between measured and control cells"
 
 
 def add_perturbation(
@@ -177,96 +157,14 @@ def _strongest(shift: Shift) -> Html:
     return el("div", *halves, class_="halves")
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Predicted cells against what a file measured."""
-
-    shift: Shift
-    groups: dict[str, AnnData]
-    by_type: Html
-    remark: str
-
-
-def compare(
-    adata: AnnData,
-    predicted: AnnData,
-    model: Model,
-    *,
-    perturbation: str,
-    cell_type_key: str,
-    control_key: str | None,
-    control_value: str | None,
-    **reading: Any,
-) -> Compared:
-    """Compare what `rvqa.perturb` predicted with the file it started from; parameters as there."""
-    condition_N = None if control_key is None else conditions_of(adata, control_key, [str(control_value)])
-    control = adata if condition_N is None else adata[condition_N == ""]
-    control_types_N = labels_of(control, cell_type_key)
-    axis = model.cell_tokenizer.axis
-    cells, alignment, depth_N = cells_on_axis(control, model.cell_tokenizer, **reading)
-    measured_G = alignment.measured
-    samples = predicted.n_obs // control.n_obs
-    control_NG = log1p_normalise(map_columns(cells.counts, alignment), depth_N)[:, measured_G]
-    predicted_NG = log1p_normalise(predicted.X, np.repeat(depth_N, samples))[:, measured_G]
-    predicted_types_N = np.repeat(control_types_N, samples)
-
-    measured, remark, measured_NG, types_N = None, "", None, np.zeros(0, dtype=object)
-    if condition_N is not None:
-        types_N = labels_of(adata, cell_type_key)
-        inside_N = (condition_N == perturbation) & np.isin(types_N, control_types_N)
-        try:
-            if inside_N.any():
-                measured, types_N = adata[inside_N], types_N[inside_N]
-                measured_NG = log1p_on_axis(measured, axis, shares=model.cell_tokenizer.shares, **reading)[
-                    :, measured_G
-                ]
-        except InputError as error:
-            measured, remark = None, f"Measured cells under {perturbation} cannot be read: {error}"
-
-    total_G, true_G, weight = np.zeros(measured_G.sum()), np.zeros(measured_G.sum()), 0
-    predicted_alone_G = np.zeros(measured_G.sum())
+def types_table(by_type: Sequence[TypeScores]) -> Html:
+    """Cells of each type, and how its predicted profile compares with the measured one."""
     rows: list[list[Any]] = []
-    top, left_out = np.zeros(0, dtype=np.int64), []
-    for name in sorted(set(control_types_N)):
-        before_NG = control_NG[control_types_N == name]
-        after_G = _mean(predicted_NG[predicted_types_N == name])
-        shift_G = after_G - _mean(before_NG)
-        n = before_NG.shape[0]
-        predicted_alone_G += n * shift_G / len(control_types_N)
-        row = [name, f"{n:,}", f"{n * samples:,}"]
-        n_measured = int((types_N == name).sum()) if measured_NG is not None else 0
-        if measured_NG is not None and n_measured >= FEWEST:
-            truth = ShiftTruth.of(before_NG, measured_NG[types_N == name])
-            scores = truth.scores(after_G)
-            total_G += n * shift_G
-            true_G += n * (truth.perturbed_G - truth.control_G)
-            weight, top = weight + n, truth.top
-            row += [f"{n_measured:,}", number(scores["mse_top"]), number(scores["mse"], 4)]
-            row += [number(scores["pearson_shift"])]
+    for each in by_type:
+        row = [each.name, f"{each.n_control:,}", f"{each.n_predicted:,}", f"{each.n_measured:,}"]
+        if (scores := each.scores) is None:
+            rows.append([*row, DASH, DASH, DASH])
         else:
-            left_out += [name] if n_measured else []
-            row += [f"{n_measured:,}", DASH, DASH, DASH]
-        rows.append(row)
+            rows.append([*row, number(scores["mse_top"]), number(scores["mse"], 4), number(scores["pearson_shift"])])
     header = ["type", "control", "predicted", "measured", "MSE, top 50 genes", "MSE, all genes", "Pearson of shift"]
-    by_type = table(
-        header, rows, caption="Cells of each type, and how its predicted profile compares with the measured."
-    )
-    if left_out:
-        remark += f" Types with fewer than {FEWEST} measured cells are left out: {', '.join(left_out)}."
-    genes = [str(symbol) for symbol, used in zip(axis.symbols, measured_G, strict=True) if used]
-    groups = {"control": control, "predicted": predicted}
-    if not weight or measured is None:
-        return Compared(Shift(genes, predicted_alone_G), groups, by_type, remark)
-    groups["measured"] = measured
-    compared = [row for row in rows if row[-2] != DASH]
-    if len(compared) == 1:
-        shift = Shift(genes, total_G / weight, true_G / weight, top)
-    else:
-        strongest = np.argsort(-np.abs(true_G), kind="stable")[:50]
-        shift = Shift(genes, total_G / weight, true_G / weight, strongest, "move most in the measured cells")
-        remark += f" The mean of {len(compared)} types, weighted by their control cells."
-    return Compared(shift, groups, by_type, remark)
-
-
-def _mean(cells_NG: Any) -> np.ndarray:
-    return np.asarray(cells_NG.mean(0, dtype=np.float64)).ravel()
+    return table(header, rows, caption="Cells of each type, and how its predicted profile compares with the measured.")

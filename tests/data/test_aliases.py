@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 from rvqa.data.aliases import TABLE_NAMES, AliasTable, alias_table
-from rvqa.data.alignment import align, map_columns, match_columns
+from rvqa.data.alignment import align, coverage_sentence, map_columns, match_columns
 from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError
 
@@ -163,10 +163,12 @@ class TestResolving:
     def test_is_reported(self, small):
         found = align(var_of("MLL", "p16", "nothing"), axis_of("KMT2A", "CDKN2A"), aliases=small)
         assert json.loads(json.dumps(found.report()))["n_by_alias"] == found.n_by_alias == 2
-        assert "60 by symbol, 2 by a previous symbol or alias, 1 not (e.g. 'nothing')." in found.summary()
+        assert "60 by symbol, 2 by a previous symbol or alias, 1 not (e.g. 'nothing')." in coverage_sentence(
+            found.report()
+        )
         without = align(var_of("MLL", "p16", "nothing"), axis_of("KMT2A", "CDKN2A"), aliases=False)
         assert without.report()["n_by_alias"] == 0
-        assert "alias" not in without.summary()
+        assert "alias" not in coverage_sentence(without.report())
 
     def test_lifts_a_file_above_the_floor(self, small):
         axis = GeneAxis((*FILLER[:49], "KMT2A"), ("",) * 50)

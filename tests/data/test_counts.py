@@ -12,10 +12,10 @@ from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rvqa.data.counts import counts_and_var, raw_counts
 from rvqa.data.depth import empty_cells, library_size, log1p_normalise
 from rvqa.data.kinds import MAX_COUNT, MatrixKind, canonical_csr, classify, inspect_matrix
 from rvqa.errors import InputError
+from tests.raw_counts import counts_and_var, raw_counts
 
 pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rvqa.data.alignment import align
+from rvqa.data.alignment import align, coverage_sentence
 from rvqa.data.features import gene_features, left_out_sentence
 from rvqa.data.gene_names import without_genome
 from rvqa.data.genes import GeneAxis
@@ -91,7 +91,9 @@ class TestKinds:
         found = align(var[mask], axis, left_out=left_out)
         assert found.n_duplicates == 0
         assert found.report()["left_out"] == left_out
-        assert found.summary().endswith(", 0 not. 8 features are not genes and were left out (Antibody Capture 8).")
+        assert coverage_sentence(found.report()).endswith(
+            ", 0 not. 8 features are not genes and were left out (Antibody Capture 8)."
+        )
 
     def test_spike_ins_are_known_by_name(self, pbmc):
         spikes = [f"ERCC-{i:05d}" for i in range(1, 93)]

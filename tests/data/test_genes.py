@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from rvqa.data.aliases import AliasSource, AliasTable
 from rvqa.data.alignment import CoverageWarning, align, coverage_sentence, map_columns, match_columns, refuse_transposed
-from rvqa.data.counts import raw_counts
 from rvqa.data.genes import GeneAxis
 from rvqa.data.shared_genes import SharedGenes, require_shared, shared_sentence
 from rvqa.errors import InputError
+from tests.raw_counts import raw_counts
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
@@ -276,8 +276,8 @@ class TestAlign:
         assert found.column_map.dtype == np.int32
         assert found.column_map.tolist() == [-1, *range(60), 1]
         assert found.unmatched == ("other",)
-        assert "60 of the model's 60 genes (100.0 %)" in found.summary()
-        assert "41 were matched by Ensembl id, 20 by symbol (1 repeat" in found.summary()
+        assert "60 of the model's 60 genes (100.0 %)" in coverage_sentence(found.report())
+        assert "41 were matched by Ensembl id, 20 by symbol (1 repeat" in coverage_sentence(found.report())
         assert json.loads(json.dumps(found.report()))["unmatched_examples"] == ["other"]
 
     def test_ensembl_id_wins_over_symbol(self):
@@ -357,7 +357,9 @@ class TestAlign:
     def test_reports_what_was_left_out(self):
         found = align(table(axis_of(60).symbols), axis_of(60), left_out={"Custom": 2})
         assert found.report()["left_out"] == {"Custom": 2}
-        assert found.summary().endswith("0 not. 2 features are not genes and were left out (Custom 2).")
+        assert coverage_sentence(found.report()).endswith(
+            "0 not. 2 features are not genes and were left out (Custom 2)."
+        )
         report = align(table(axis_of(60).symbols), axis_of(60)).report()
         assert report.pop("left_out") == {}
         assert coverage_sentence(report).endswith(", 0 not.")

@@ -13,6 +13,11 @@ from tests.kernels.exact import natural
 CPU = torch.device("cpu")
 
 
+def forget():
+    registry.reason_absent.cache_clear()
+    registry._bound.cache_clear()
+
+
 @pytest.fixture
 def without_native(monkeypatch):
     """The registry as it looks where the native module was not built."""
@@ -22,10 +27,10 @@ def without_native(monkeypatch):
             raise ImportError("No module named 'rvqa._native'")
         return importlib.import_module(name)
 
-    registry.forget()
+    forget()
     monkeypatch.setattr(registry, "import_module", refuse)
     yield
-    registry.forget()
+    forget()
 
 
 def sparse():

