@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from rvqa.data.recovery import common_total, whole_multiples
+from rvqa.data.multiples import common_total, whole_multiples
 from rvqa.errors import InputError
-
-if TYPE_CHECKING:
-    pass
-
 
 MAX_COUNT = 2**24  # float32 holds every integer up to here
 MAX_LOG = 20.0  # log2(1 + 1e6) = 19.9: no log-transformed expression is larger

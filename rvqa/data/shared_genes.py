@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
 from rvqa.data.aliases import TABLE_NAMES, AliasSource, alias_table
-from rvqa.errors import InputError
-
-if TYPE_CHECKING:
-    pass
-
 from rvqa.data.alignment import match_columns
 from rvqa.data.genes import GeneAxis, first_names
+from rvqa.errors import InputError
 
 HUMAN_GENES = 20_000
 """Protein-coding genes, about: two files of n and m of them, drawn at random, share n m / 20,000."""

@@ -26,12 +26,9 @@ from torch import Tensor, nn
 from rvqa.data.alignment import GeneAlignment, map_columns, match_columns
 from rvqa.data.depth import TARGET_SUM, GeneShares
 from rvqa.data.genes import GeneAxis
-from rvqa.errors import InputError, about, require_known
-from rvqa.io import tables as cell_tables
+from rvqa.errors import InputError, require_known
 from rvqa.io.json_text import shown
 from rvqa.io.tensors import (
-    LARGEST_VALUE,
-    LONGEST_NAME,
     OTHER_VERSION,
     REPAIR,
     read_json,
@@ -45,6 +42,7 @@ if TYPE_CHECKING:
     from rvqa.training.tokenizer.settings import TokenizerSettings
 
 from rvqa.tokenizer.panel import PanelEncoder
+from rvqa.tokenizer.persistence import read_genes, require_values
 
 FORMAT_VERSION = 2
 
@@ -370,12 +368,12 @@ class CellTokenizer(nn.Module):
             raise InputError(
                 f"{path / 'config.json'}: 'dropout' is {shown(config.dropout)}; expected 0 and more, below 1. {REPAIR}"
             )
-        axis, shares = _read_genes(path / "genes.parquet")
+        axis, shares = read_genes(path / "genes.parquet")
         with torch.device("meta"):  # no memory, whatever sizes the file asks for
             expected = cls(axis, config, shares).state_dict()
         tensors = read_tensors(path / "model.safetensors")
         require_same_tensors(path / "model.safetensors", tensors, expected)
-        _require_values(path / "model.safetensors", tensors)
+        require_values(path / "model.safetensors", tensors)
         tokenizer = cls(axis, config, shares)
         tokenizer.load_state_dict(tensors)
         return tokenizer.eval()
@@ -391,36 +389,3 @@ def draw_counts(mean_BG: np.ndarray, dispersion_G: np.ndarray, rng: np.random.Ge
     shape_G = 1.0 / np.maximum(dispersion_G, 1e-6)
     rate_BG = rng.gamma(np.broadcast_to(shape_G, mean_BG.shape), mean_BG / shape_G)
     return sp.csr_matrix(rng.poisson(rate_BG).astype(np.float32))
-
-
-def _read_genes(path: Path) -> tuple[GeneAxis, GeneShares]:
-    with cell_tables.reading(path, "a table of genes"):
-        # Without pandas' own notes in the file: nothing but its four columns is wanted.
-        frame = cell_tables.whole_parquet(path).to_pandas(ignore_metadata=True)
-    longest = max((len(text) for name in frame for text in frame[name] if isinstance(text, str)), default=0)
-    if longest > LONGEST_NAME:
-        raise InputError(f"{path} holds a text of {longest:,} characters; at most {LONGEST_NAME:,}. {REPAIR}")
-    with about(path):
-        known = GeneAxis.from_frame(frame)
-        kinds = {name: frame[name].dtype.kind if name in frame else "" for name in ("share", "on_axis")}
-        if kinds != {"share": "f", "on_axis": "b"}:
-            raise InputError(
-                f"The table of genes has the columns {shown(list(frame.columns))}, but no share and on_axis. {REPAIR}"
-            )
-        share_G = frame["share"].to_numpy(dtype=np.float64)
-        if not (np.isfinite(share_G).all() and (share_G > 0).all() and abs(share_G.sum() - 1) < 1e-6):
-            raise InputError(f"The shares of the genes do not add up to 1. {REPAIR}")
-        return known.subset(frame["on_axis"].to_numpy()), GeneShares(known, share_G)
-
-
-def _require_values(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuse values that no fit ends with, and that would make latents, codes or counts infinite or NaN."""
-    for name, tensor in tensors.items():
-        low, high = {"gene_scale_G": (1 / LARGEST_VALUE, LARGEST_VALUE), "dispersion_G": (0.0, LARGEST_VALUE)}.get(
-            name, (-LARGEST_VALUE, LARGEST_VALUE)
-        )
-        seen = (float(tensor.min()), float(tensor.max()))
-        if not low <= seen[0] <= seen[1] <= high:
-            raise InputError(
-                f"{path}: {name!r} holds values from {seen[0]:g} to {seen[1]:g}; expected {low:g} to {high:g}. {REPAIR}"
-            )
