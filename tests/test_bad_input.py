@@ -24,7 +24,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rvqa
-from rvqa import cli
 from rvqa.demo import SIMULATED
 from rvqa.errors import InputError
 
@@ -658,7 +657,7 @@ def test_stopped_in_the_middle(command, name, place):
 
 def test_stopped_when_the_output_stands(place, rvqa_cli, monkeypatch):
     before = signal.getsignal(signal.SIGINT)  # a shell that starts the tests in the background has it ignored
-    monkeypatch.setattr(cli, "show_coverage", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("rvqa.cli.using.show_coverage", lambda *_: signal.raise_signal(signal.SIGINT))
     done = rvqa_cli(*place.encode(place.small))
     assert done.code == 1
     assert done.err == f"rvqa: Stopped; {place.out} was complete by then.\n"
