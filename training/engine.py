@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rvqa.errors import InputError
-from rvqa.training.distributed import begin_group
+from rvqa.training.distributed import begin_alone
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ def _start_process_group(deepspeed: Any) -> None:
         return
     on_gpu = torch.cuda.is_available()
     backend = "nccl" if on_gpu else "gloo"
-    if "WORLD_SIZE" not in os.environ:  # not launched by torchrun: one process, which needs no port
-        os.environ.setdefault("LOCAL_RANK", "0")
-        begin_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    begin_alone(backend)
     if not on_gpu:
         # DeepSpeed would probe the compiler now and build a shared-memory collective; gloo does without it.
         deepspeed.ops.__compatible_ops__ = {}

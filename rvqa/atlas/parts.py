@@ -18,7 +18,7 @@ import pyarrow as pa
 from rvqa.atlas import rvq
 from rvqa.errors import InputError
 from rvqa.io.files import whole_file, writing
-from rvqa.io.json_text import object_in, shown
+from rvqa.io.json_text import differences, object_in
 from rvqa.io.outcomes import resumable
 from rvqa.io.temporaries import is_temporary, remove_dead
 from rvqa.tokenizer.model import CellTokenizerConfig
@@ -106,9 +106,9 @@ class Work:
                 scratch.write_text(json.dumps(manifest, sort_keys=True, indent=1), encoding="utf-8")
             return
         there = object_in(told, f"Remove {self.folder} to begin anew.")
-        if difference := _difference(there, manifest):
+        if differing := differences(there, manifest):
             raise InputError(
-                f"{self.folder} has parts of another run: {difference}. Give the same model, files and settings to go "
+                f"{self.folder} has parts of another run: {differing[0]}. Give the same model, files and settings to go "
                 "on with it, or remove that folder to begin anew."
             )
 
@@ -193,20 +193,3 @@ def _is_open_as(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _difference(there: Any, here: Any, at: str = "") -> str:
-    """First thing in which two manifests differ, in words."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted({*there, *here}):
-            if found := _difference(there.get(key), here.get(key), f"{at}.{key}" if at else key):
-                return found
-        return ""
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for i, (one, other) in enumerate(zip(there, here, strict=True)):
-            if found := _difference(one, other, f"{at}[{i}]"):
-                return found
-        return ""
-    if isinstance(there, list) and isinstance(here, list):
-        return f"{at} has {len(there)} entries there, {len(here)} here"
-    return "" if there == here else f"{at} is {shown(there)} there, {shown(here)} here"

@@ -76,6 +76,20 @@ def kind(value: object) -> str:
     return _KINDS[type(value)]
 
 
+def differences(there: Any, here: Any, at: str = "") -> list[str]:
+    """Each place where two JSON values differ, in words."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*here, *(each for each in there if each not in here)]
+        pairs = [(f"{at}.{each}" if at else each, there.get(each), here.get(each)) for each in keys]
+    elif isinstance(there, list) and isinstance(here, list):
+        if len(there) != len(here):
+            return [f"{at} has {len(there)} entries there, {len(here)} here"]
+        pairs = [(f"{at}[{i}]", *pair) for i, pair in enumerate(zip(there, here, strict=True))]
+    else:
+        return [] if there == here else [f"{at} is {shown(there)} there, {shown(here)} here"]
+    return [text for name, old, new in pairs for text in differences(old, new, name)]
+
+
 def shown(value: object) -> str:
     """A value for a message, cut to a length that can be read."""
     return _short(repr(value))

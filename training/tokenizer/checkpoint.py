@@ -19,6 +19,7 @@ from torch import Tensor
 from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError
 from rvqa.io.files import require_folder, whole_file, writing
+from rvqa.io.json_text import differences
 from rvqa.io.tensors import read_json, read_tensors
 from rvqa.training.tokenizer.cells import Cells
 from rvqa.training.tokenizer.settings import TokenizerSettings
@@ -111,7 +112,7 @@ class CheckpointFolder:
         if not (self.path / _INDEX).exists():
             return None
         index = read_json(self.path / _INDEX, {"format_version": int, "same": dict, "values": dict, "tensors": str})
-        differing = _differences(index["same"], self.same)
+        differing = differences(index["same"], self.same)
         if index["format_version"] != FORMAT_VERSION:
             differing = [f"format version {index['format_version']} there, {FORMAT_VERSION} here"]
         if differing:
@@ -166,17 +167,3 @@ def _to_disk(path: Path) -> None:
     """Have the bytes of a file on the disk before it is renamed."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _differences(there: Any, here: Any, key: str = "") -> list[str]:
-    """Each place where two JSON values differ, in words."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [*here, *(each for each in there if each not in here)]
-        pairs = [(f"{key}.{each}" if key else each, there.get(each), here.get(each)) for each in keys]
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = [(f"{key}[{i}]", *pair) for i, pair in enumerate(zip(there, here, strict=True))]
-    elif isinstance(there, list) and isinstance(here, list):
-        return [f"{key} has {len(there)} files there, {len(here)} here"]
-    else:
-        return [] if there == here else [f"{key} is {there!r} there, {here!r} here"]
-    return [text for name, old, new in pairs for text in _differences(old, new, name)]

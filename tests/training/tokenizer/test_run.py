@@ -262,7 +262,7 @@ def test_a_checkpoint_of_another_fit_is_refused(cells, held_out, tmp_path, monke
         (cells, replace(TINY, epochs=8), {}, r"settings\.epochs is 6 there, 8 here"),
         (cells, replace(TINY, likelihood="mse"), {}, "settings.likelihood"),
         (held_out, TINY, {}, r"references\[0\]\.name is 'cells 1' there, 'cells 2' here"),
-        (cells, TINY, {"validation": held_out}, "validation has 0 files there, 1 here"),
+        (cells, TINY, {"validation": held_out}, "validation has 0 entries there, 1 here"),
         ([reference_of(1, cells=150)], TINY, {}, r"cells is 162 there, 150 here.*Remove that folder, or give another"),
         ([replace(cells[0], labels=cells[0].labels[::-1])], TINY, {}, r"references\[0\]\.labels"),
         ([replace(cells[0], library_size=cells[0].library_size + 1, given=True)], TINY, {}, r"references\[0\]\.counts"),
