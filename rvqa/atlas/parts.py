@@ -108,8 +108,8 @@ class Work:
         there = object_in(told, f"Remove {self.folder} to begin anew.")
         if differing := differences(there, manifest):
             raise InputError(
-                f"{self.folder} has parts of another run: {differing[0]}. Give the same model, files and settings to go "
-                "on with it, or remove that folder to begin anew."
+                f"{self.folder} has parts of another run: {differing[0]}. Give the same model, files and settings to "
+                "go on with it, or remove that folder to begin anew."
             )
 
     def part(self, task: Task) -> Path:
