@@ -307,13 +307,13 @@ def apply_span_mask_(logits: Tensor, states: Tensor, windows: Tensor) -> Tensor:
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype, shape or strides, logits that want a gradient, or on a CPU a state outside -1..S-1
-        (number and first), before anything is written. Elsewhere values are not looked at, so that nothing waits for
-        the device: a row with such a state stays as it is.
+        A `ValueError`: wrong dtype, shape or strides, logits that require a gradient, or on a CPU a state outside
+        -1..S-1 (number and first), before anything is written. Elsewhere values are not looked at, so that nothing
+        waits for the device: a row with such a state stays as it is.
     """
     checks.require_tensors(logits=logits, states=states, windows=windows)
     checks.require_writable("logits", logits)
     if logits.requires_grad and torch.is_grad_enabled():
-        raise InputError("logits want a gradient, which this has not; use rvqa.language.masks.apply_mask_")
+        raise InputError("logits require a gradient, and this operator has none; use rvqa.language.masks.apply_mask_")
     torch.ops.rvqa.apply_span_mask_.default(logits, states, windows)
     return logits

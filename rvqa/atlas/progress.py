@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Told cells done and all cells.
+    """A progress bar: call it as `progress(done, total)`, in cells.
 
     Parameters
     ----------

@@ -65,7 +65,7 @@ def encode_files(
     device
         "cpu" or "cuda".
     progress
-        Told cells done and all cells, from time to time.
+        Called as `progress(done, total)` from time to time, in cells.
     say
         Told what happens next.
     model

@@ -163,7 +163,7 @@ def test_refuses_what_does_not_fit(backend):
 
 def test_a_gradient(backend):
     logits, states, spans = torch.ones(2, 4, requires_grad=True), torch.tensor([0, -1]), torch.tensor([[1, 3, 1]])
-    with pytest.raises(ValueError, match=r"want a gradient.*use rvqa.language.masks.apply_mask_"):
+    with pytest.raises(ValueError, match=r"require a gradient.*use rvqa.language.masks.apply_mask_"):
         ops.apply_span_mask_(logits * 1, states, spans)
     with torch.no_grad():
         ops.apply_span_mask_(logits * 1, states, spans)

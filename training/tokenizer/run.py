@@ -267,7 +267,7 @@ class Run:
         return latent_BD - residual_BD, prefix_BD
 
     def _move_codebooks(self, used_MK: Tensor, sum_MKD: Tensor, residual_MBD: list[Tensor]) -> None:
-        """Moving averages over the cells of all processes; dead codewords become residuals that rank 0 draws."""
+        """Moving averages over the cells of all processes; unused codewords become residuals that rank 0 draws."""
         settings = self.settings
         self.usage_MK.lerp_(self.processes.sum_(used_MK), 1 - settings.decay)
         self.sum_MKD.lerp_(self.processes.sum_(sum_MKD), 1 - settings.decay)
