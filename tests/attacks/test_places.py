@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import rvqa
-from rvqa.atlas import run
+from rvqa.atlas import encoder, run
 from rvqa.atlas.encoder import Settings
 from rvqa.atlas.run import encode_files
 from rvqa.data.files import watch
@@ -323,14 +323,14 @@ def test_annotate_refuses_an_input_that_changes(kind, out, cells, path, model, t
         path = tmp_path / "cells.zarr"
     elif out == "a.zarr":
         pytest.skip("an .h5ad file is copied to .h5ad")
-    encode_tasks = run.encode_tasks
+    encode_tasks = encoder.encode_tasks
 
     def change(*given, **named):
         encode_tasks(*given, **named)
         chunk = path if path.is_file() else max(path.glob("X/data/**/0"))
         chunk.write_bytes(chunk.read_bytes())
 
-    monkeypatch.setattr(run, "encode_tasks", change)
+    monkeypatch.setattr(encoder, "encode_tasks", change)
     with pytest.raises(InputError, match="was changed or replaced"):
         rvqa.annotate(path, model, out=tmp_path / out, progress=False, library_size_key="depth")
     assert not (tmp_path / out).exists()
