@@ -26,7 +26,6 @@ ROWS = (0, 1, 2, 11, 12, 13, 25, 40)
 
 ENTRIES = {
     "prepare": None,
-    "fold": None,
     "residual_quantize": "residual_quantize",
     "residual_norms": "residual_norms",
     "nearest_codeword": "nearest_codeword",
@@ -127,9 +126,6 @@ class Draw:
         """Valid arguments by name; tables as their two tensors."""
         if entry == "prepare":
             return {"codebooks": self.codebooks()}
-        if entry == "fold":
-            made, H = self.tables(), self.of(0, 1, 7)
-            return made | {"weight": self.normal(H, made["codebooks"].shape[2]).clamp(-9, 9), "bias": self.normal(H)}
         if entry == "nearest_codeword":
             codebook = self.codebooks()[0]
             x = self.normal(self.of(*ROWS), codebook.shape[1], dtype=self.of(*FLOATS))
@@ -172,7 +168,7 @@ class Draw:
         names.remove(name)
         expect = self.altered(entry, arguments, name, names)
         if name == "packed":  # nothing but the native module looks into it, and nothing that decodes looks at all
-            return "bad" if expect == "bad" and not entry.startswith(("decode", "fold")) else "loose"
+            return "bad" if expect == "bad" and not entry.startswith("decode") else "loose"
         return "loose" if name == "codebooks" and "packed" in arguments and expect == "same" else expect
 
     def altered(self, entry, arguments, name, names):
@@ -193,8 +189,7 @@ class Draw:
         if how == 1:
             dtype = self.of(*ANY)
             arguments[name] = value.to(dtype)
-            folded = entry == "fold" and name in ("weight", "bias") and dtype in (*FLOATS, torch.float64)
-            return "same" if dtype in ALLOWED[name] or folded else "bad"
+            return "same" if dtype in ALLOWED[name] else "bad"
         if how == 2:
             arguments[name] = self.reshaped(value)
             return "same"
