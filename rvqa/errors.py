@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, said in one clear sentence: wrong input or wrong use, a server that is gone."""
+"""Errors that the user can fix, said in one sentence: wrong input or use, a server that is gone; and their words."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

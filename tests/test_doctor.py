@@ -12,6 +12,7 @@ import torch
 
 from rvqa import doctor
 from rvqa.kernels import registry
+from tests.kernels.test_registry import forget
 
 
 @pytest.fixture(autouse=True)
@@ -109,11 +110,6 @@ def test_without_torch(monkeypatch):
     assert facts["backends"] == {}
     assert "torch" in facts["problems"][0]
     assert "PROBLEM" in doctor.text(facts)
-
-
-def forget():
-    registry.reason_absent.cache_clear()
-    registry._bound.cache_clear()
 
 
 @pytest.fixture

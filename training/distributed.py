@@ -17,7 +17,7 @@ from rvqa.errors import InputError
 
 def begin_alone(backend: str) -> None:
     """Begin a group of this process alone, where torchrun did not start it: no port is needed."""
-    if "WORLD_SIZE" not in os.environ and not dist.is_initialized():
+    if "WORLD_SIZE" not in os.environ:
         os.environ.setdefault("LOCAL_RANK", "0")
         begin_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 

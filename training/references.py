@@ -9,8 +9,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from rvqa.data import counts as counting
 from rvqa.data.columns import column, conditions_of, labels_of, split_names
+from rvqa.data.counts import read_counts
 from rvqa.data.depth import GeneShares
 from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError, InputWarning, about, nearest, quoted
@@ -112,7 +112,7 @@ def _read(
     *,
     recover: bool,
 ) -> Reference:
-    cells = counting.read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
+    cells = read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
     if (condition is None) != (control is None):
         raise InputError(
             f"condition={condition!r} and control={control!r} go together: name the column and its value for control "

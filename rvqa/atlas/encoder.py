@@ -1,4 +1,8 @@
-"""Encodes the cells of files: settings, tasks, and the codes of each."""
+"""Encodes the cells of files: settings, tasks of always the same rows, and the codes of each.
+
+Within a task, threads take blocks of rows from start to end: each reads, decompresses, checks, projects and quantizes
+its own, so that reading, arithmetic and writing overlap without one waiting for another.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +21,9 @@ import rvqa
 from rvqa.atlas import rvq
 from rvqa.atlas.device import Lanes
 from rvqa.atlas.parts import Task
-from rvqa.data import counts as counting
 from rvqa.data.alignment import align, match_columns, refuse_transposed
 from rvqa.data.columns import total_counts
+from rvqa.data.counts import read_counts
 from rvqa.data.files.layers import Given, Layers, layer_of
 from rvqa.data.files.matrices import Rows, as_csr
 from rvqa.data.files.source import Source, anndata_of
@@ -174,7 +178,7 @@ class Encoder:
             if source.path is not None and source.small:
                 whole = read_cells(source.path, layer=layer, whole=True)
                 try:
-                    cells = counting.read_counts(whole, layer=layer, library_size_key=key)
+                    cells = read_counts(whole, layer=layer, library_size_key=key)
                 except InputError:
                     refuse_transposed(whole, self.tokenizer.axis)
                     raise
@@ -182,7 +186,7 @@ class Encoder:
             with about(f"cells {start:,} to {stop:,}"):
                 counts = as_csr(rows, source.matrix.shape[1])
                 block = anndata_of(X=counts, obs=pd.DataFrame(index=source.column(None, start, stop)), var=source.var)
-                self.tokenizer.shares.depth(counting.read_counts(block, part=True))
+                self.tokenizer.shares.depth(read_counts(block, part=True))
         except InputError as error:
             if source.unfiltered and "no counts" in str(error):
                 raise InputError(

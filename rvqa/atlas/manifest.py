@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rvqa.errors import InputError
+from rvqa.io.cell_tables import LARGEST_TASK, REPAIR
 from rvqa.io.json_text import require_keys, shown
-from rvqa.io.tables import LARGEST_TASK, REPAIR
 
 _KEYS = {
     **{"cells": int, "levels": int, "entries": int},

@@ -16,9 +16,9 @@ from pyarrow import parquet
 from rvqa.atlas import rvq
 from rvqa.atlas.manifest import require_manifest
 from rvqa.errors import InputError
-from rvqa.io import tables as cell_tables
+from rvqa.io import cell_tables
+from rvqa.io.cell_tables import REPAIR
 from rvqa.io.json_text import object_of
-from rvqa.io.tables import REPAIR
 
 if TYPE_CHECKING:
     from rvqa.language.vocabulary import CellVocabulary

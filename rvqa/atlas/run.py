@@ -3,9 +3,6 @@
 Cells are cut into tasks of always the same rows, and what a task gives is kept as one `.rvq` file in a folder beside
 the output. A run that was stopped finds them there and goes on with the rest; the output is made of all parts when none
 is missing, so it is the same bytes however often a run was stopped, and on however many machines it ran.
-
-Within a task, threads take blocks of rows from start to end: each reads, decompresses, checks, projects and quantizes
-its own, so that reading, arithmetic and writing overlap without one waiting for another.
 """
 
 import time

@@ -39,9 +39,9 @@ import pyarrow as pa
 
 from rvqa.atlas.manifest import require_sizes
 from rvqa.errors import InputError, about
-from rvqa.io import tables as cell_tables
+from rvqa.io import cell_tables
+from rvqa.io.cell_tables import REPAIR
 from rvqa.io.json_text import object_of
-from rvqa.io.tables import REPAIR
 
 OWN_COLUMNS = ("cell", "file")
 """Columns of the table of cells that are ours: names, and the file each cell is from."""

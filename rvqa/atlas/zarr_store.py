@@ -19,9 +19,9 @@ from zarr.registry import register_codec
 from rvqa.atlas.manifest import require_manifest
 from rvqa.atlas.rvq import require_codes
 from rvqa.errors import InputError
-from rvqa.io import tables as cell_tables
+from rvqa.io import cell_tables
+from rvqa.io.cell_tables import LARGEST_TASK, REPAIR
 from rvqa.io.json_text import object_in, shown
-from rvqa.io.tables import LARGEST_TASK, REPAIR
 
 LARGEST_CHUNK = 2**28
 """Bytes of a chunk of text, stored or unpacked: 4 kB for each of 65,536 cells."""

@@ -1,4 +1,10 @@
-"""Columns of a file onto the axis of a model, and what was measured of it."""
+"""Columns of a file onto the axis of a model, and what was measured of it.
+
+A gene is found by its Ensembl id (`ENSG` and 11 digits, version suffix dropped), else by its symbol, exactly as
+written: no upper-casing, no guessing; what is left, by the aliases of `rvqa.data.aliases`, where there is a table of
+them. `rvqa.data.gene_names` says where ids and symbols are looked for; a file may use either, or a mixture. What a file
+did not measure is unmeasured, which is not zero: `GeneAlignment.measured` says which genes that concerns.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +22,13 @@ import scipy.sparse as sp
 from rvqa.data.aliases import AliasSource, alias_table
 from rvqa.data.features import left_out_sentence, other_genome
 from rvqa.data.gene_names import ensembl, first_known, sources, texts, without_genome
+from rvqa.data.genes import PUT_NAMES, GeneAxis, first_names
 from rvqa.data.kinds import canonical_csr
 from rvqa.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-from rvqa.data.genes import PUT_NAMES, GeneAxis, first_names
 
 FLOOR = 50
 """Fewest measured genes of the axis. On 50 random detected genes of PBMC3k a logistic regression names 49 % of cells

@@ -1,4 +1,4 @@
-"""Columns of `adata.obs` and choices by name, with errors that offer what is there."""
+"""Columns of `adata.obs`: labels, conditions, totals; and names that an option gives."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rvqa.errors import InputError
+from rvqa.errors import InputError, nearest, quoted
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-from rvqa.errors import nearest, quoted
 
 _MOST_COUNTS = 2.0**53
 """Up to here float64, and with it the kernels, know every whole number."""

@@ -1,19 +1,4 @@
-"""Raw counts: find them in an AnnData, prove that they are raw, bring them to one matrix form, normalise them once.
-
-Every value is checked before a matrix passes as counts (finite, non-negative, an integer, at most 2^24 so that float32
-holds it exactly). What does not pass is labelled, so that the refusal can say what was probably handed over:
-
-    EMPTY        no cells, no genes, or nothing but zeros
-    JUNK         NaN or Inf; not a number; above 2^24; nearly integers
-    SCALED       a negative value (sc.pp.scale, regress_out, ComBat)
-    COUNTS       every value is an integer; `rvqa.data.integers` then doubts those that were never counted
-    LOG1P        1 < max <= MAX_LOG, and after expm1 rows sum to one total or are whole numbers times a factor
-    NORMALISED   rows sum to one total or are whole numbers times a factor
-    otherwise    NORMALISED (corrected, estimated) above MAX_LOG or if most are integers; LOG1P above 1; JUNK below
-
-The first line that applies wins. Only the last three look at a sample of rows (evenly spaced, so the label is
-deterministic): they decide the wording, never the acceptance.
-"""
+"""Raw counts: find them in an AnnData, prove that they are raw, and say what else was handed over."""
 
 from __future__ import annotations
 
@@ -25,16 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from rvqa.data.depth import library_size
 from rvqa.data.features import gene_features, with_kinds
 from rvqa.data.integers import doubt
-from rvqa.data.recovery import recover_counts
-from rvqa.errors import InputError, InputWarning, nearest, quoted
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-
-from rvqa.data.depth import library_size
 from rvqa.data.kinds import (
     MAX_COUNT,
     MAX_LOG,
@@ -47,6 +25,13 @@ from rvqa.data.kinds import (
     loaded,
     sampled_rows,
 )
+from rvqa.data.recovery import recover_counts
+from rvqa.errors import InputError, InputWarning, nearest, quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
 
 AUTO = "auto"
 """The layer that stands for X or, where X holds no raw counts, the place that does."""

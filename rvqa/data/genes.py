@@ -1,10 +1,4 @@
-"""The gene axis of a model, and how the columns of a file map onto it.
-
-A gene is found by its Ensembl id (`ENSG` and 11 digits, version suffix dropped), else by its symbol, exactly as
-written: no upper-casing, no guessing; what is left, by the aliases of `rvqa.data.aliases`, where there is a table of
-them. `rvqa.data.gene_names` says where ids and symbols are looked for; a file may use either, or a mixture. What a file
-did not measure is unmeasured, which is not zero: `GeneAlignment.measured` says which genes that concerns.
-"""
+"""The genes of a model, or of a file: an axis, from tables that name them by symbol, Ensembl id or both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""What a matrix of cells by genes holds: raw counts, or what was made of them."""
+"""What a matrix of cells by genes holds: raw counts, or what was made of them; and the one form it is brought to.
+
+Every value is checked before a matrix passes as counts (finite, non-negative, an integer, at most 2^24 so that float32
+holds it exactly). What does not pass is labelled, so that the refusal can say what was probably handed over:
+
+    EMPTY        no cells, no genes, or nothing but zeros
+    JUNK         NaN or Inf; not a number; above 2^24; nearly integers
+    SCALED       a negative value (sc.pp.scale, regress_out, ComBat)
+    COUNTS       every value is an integer; `rvqa.data.integers` then doubts those that were never counted
+    LOG1P        1 < max <= MAX_LOG, and after expm1 rows sum to one total or are whole numbers times a factor
+    NORMALISED   rows sum to one total or are whole numbers times a factor
+    otherwise    NORMALISED (corrected, estimated) above MAX_LOG or if most are integers; LOG1P above 1; JUNK below
+
+The first line that applies wins. Only the last three look at a sample of rows (evenly spaced, so the label is
+deterministic): they decide the wording, never the acceptance.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +34,7 @@ _SAMPLED_ROWS, _SAMPLED_RUNS, _SCAN_BLOCK = 512, 16, 1 << 18
 
 
 class MatrixKind(Enum):
-    """What a matrix of cells by genes holds; the table at the top of `rvqa.data.counts` is the decision."""
+    """What a matrix of cells by genes holds; the table at the top of this file is the decision."""
 
     COUNTS = "raw counts"
     LOG1P = "log1p-normalised"

@@ -1,7 +1,7 @@
 """`rvqa evaluate tokenizer`: what a tokenizer keeps of cells that no fit has seen, in figures and tables.
 
-The cells of the fit teach probes and readouts, unseen cells are measured; `tokenizer_measures.py` has each measure.
-What cannot be measured is None in the result, and `reasons` says why.
+The cells of the fit teach probes and readouts, unseen cells are measured; `tokenizer_measures.py` and
+`tokenizer_probes.py` have each measure. What cannot be measured is None in the result, and `reasons` says why.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,7 @@
-"""Rows of the embedding that cell tokens take, and how they start."""
+"""Rows of the embedding that cell tokens take, and how they start.
+
+Legend: M levels, K entries of a codebook, D latent width, H hidden width, V rows of an embedding matrix.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,10 @@ import numpy.typing as npt
 import torch
 
 from rvqa.errors import InputError
+from rvqa.language.vocabulary import CellVocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-from rvqa.language.vocabulary import CellVocabulary
 
 
 def require_rows(model: PreTrainedModel, vocabulary: CellVocabulary) -> None:

@@ -1,4 +1,4 @@
-"""Cell tokens inside a language model's vocabulary: codes <-> ids <-> text, and the model rows they stand for.
+"""Cell tokens inside a language model's vocabulary: codes <-> ids <-> text.
 
 A cell is a span of `levels + 2` tokens (10 for the usual 8 levels of 32 codes) with contiguous, level-major ids::
 
@@ -9,7 +9,7 @@ A cell is a span of `levels + 2` tokens (10 for the usual 8 levels of 32 codes) 
 The tokens are added with `special=False` (so `skip_special_tokens` keeps them) and `normalized=False` (so they are
 matched in raw text, which is why text that people wrote must go through `escape` before it enters a prompt).
 
-Legend: N cells, M levels, K entries of a codebook, D latent width, H hidden width, V rows of an embedding matrix.
+Legend: N cells, M levels, K entries of a codebook.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What is asked of a program that runs a language model, and what it replies."""
+"""What rvqa asks of a language model, whichever program runs it: here, vLLM in this process, or a server.
+
+An `Ask` is a prompt and what is wanted after it: the log probabilities of given answers, or an output under a rule of
+`rvqa.language.grammar`. An engine answers many at once, in any order.
+"""
 
 from __future__ import annotations
 

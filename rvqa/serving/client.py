@@ -31,7 +31,7 @@ _TOKEN, _CHOICE = 512, 1024
 
 
 class Client:
-    """An engine of `rvqa.serving.replies`.
+    """An engine of `rvqa.serving.asks`.
 
     The environment variable RVQA_API_KEY, where it is set, is sent as a bearer token (`vllm serve --api-key`); the user
     and password of "http://user:password@host:8000" are sent in its place.

@@ -1,7 +1,7 @@
 """Hugging Face models as an engine: the grammar as a logits processor, and ten forced-window tokens done fast.
 
 `CellSpanLogitsProcessor` is a thin adapter of `rvqa.language.grammar` for `model.generate`. `HuggingFace` answers the
-asks of `rvqa.serving.replies`. `generate_cells` writes one cell a prompt; its fast path runs the model on the 8 free
+asks of `rvqa.serving.asks`. `generate_cells` writes one cell a prompt; its fast path runs the model on the 8 free
 positions only (opener and closer are known) and multiplies the last hidden state with the 32 output rows of the level
 at hand, `hidden_BH @ W[lo:hi].T`, instead of all 151,936.
 
@@ -41,7 +41,7 @@ _SEEDS = 2**64
 
 
 class HuggingFace:
-    """An engine of `rvqa.serving.replies`: the model in this process.
+    """An engine of `rvqa.serving.asks`: the model in this process.
 
     An ask draws from its own seed, so its output does not depend on the other asks, their order or the batches. One
     limit remains: the logits of a prompt can differ in their last bits between batches of different shape, and a draw

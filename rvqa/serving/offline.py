@@ -17,7 +17,7 @@ _BLOCK = 2048
 
 
 class Offline:
-    """An engine of `rvqa.serving.replies`.
+    """An engine of `rvqa.serving.asks`.
 
     Parameters
     ----------

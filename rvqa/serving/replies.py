@@ -1,9 +1,6 @@
-"""What rvqa asks of a language model, whichever program runs it: here, vLLM in this process, or a server.
+"""Replies to asks: each is checked against its ask, whichever engine it comes from.
 
-An `Ask` is a prompt and what is wanted after it: the log probabilities of given answers, or an output under a rule of
-`rvqa.language.grammar`. An engine answers many at once, in any order. Each reply is checked against its ask, whichever
-engine it comes from. With `resume`, those that pass are kept in a file, and the same asks made again are answered from
-it.
+With `resume`, those that pass are kept in a file, and the same asks made again are answered from it.
 """
 
 from __future__ import annotations
@@ -25,11 +22,11 @@ from rvqa.io.json_text import shown
 from rvqa.io.tensors import read_json
 from rvqa.language.grammar import is_valid_output
 from rvqa.language.prompts import words_ids
+from rvqa.serving.asks import Ask, Engine, Ids, Reply, is_log_probability
 
 if TYPE_CHECKING:
     from rvqa.language.model import Model
 
-from rvqa.serving.asks import Ask, Engine, Ids, Reply, is_log_probability
 
 _MOST_BYTES = 1 << 24
 """Longest value that is read from a file of replies."""

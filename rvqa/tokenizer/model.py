@@ -36,13 +36,13 @@ from rvqa.io.tensors import (
     require_same_tensors,
 )
 from rvqa.kernels import ops, registry
+from rvqa.tokenizer.panel import PanelEncoder
+from rvqa.tokenizer.persistence import read_genes, require_values
 
 if TYPE_CHECKING:
     from rvqa.training.references import Reference
     from rvqa.training.tokenizer.settings import TokenizerSettings
 
-from rvqa.tokenizer.panel import PanelEncoder
-from rvqa.tokenizer.persistence import read_genes, require_values
 
 FORMAT_VERSION = 2
 

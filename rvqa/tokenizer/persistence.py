@@ -8,7 +8,7 @@ from torch import Tensor
 from rvqa.data.depth import GeneShares
 from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError, about
-from rvqa.io import tables as cell_tables
+from rvqa.io import cell_tables
 from rvqa.io.json_text import shown
 from rvqa.io.tensors import LARGEST_VALUE, LONGEST_NAME, REPAIR
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 import rvqa
-from rvqa.atlas import reader as atlas_codes
+from rvqa.atlas import reader
 from rvqa.atlas.encoder import Settings
 from rvqa.atlas.run import encode_files
 from rvqa.errors import InputError
@@ -32,7 +32,7 @@ def test_slices(opened, right):
 
 
 def test_token_ids_are_those_of_the_vocabulary(opened, right, monkeypatch):
-    monkeypatch.setattr(atlas_codes, "BLOCK", 300)
+    monkeypatch.setattr(reader, "BLOCK", 300)
     vocabulary = CellVocabulary(1_000)
     rows, ids = map(np.concatenate, zip(*opened.token_ids(vocabulary, batch_size=128), strict=True))
     assert rows.tolist() == list(range(2_000))
@@ -40,7 +40,7 @@ def test_token_ids_are_those_of_the_vocabulary(opened, right, monkeypatch):
 
 
 def test_shuffled_shards_have_all_cells_once(opened, right, monkeypatch):
-    monkeypatch.setattr(atlas_codes, "BLOCK", 300)
+    monkeypatch.setattr(reader, "BLOCK", 300)
     vocabulary = CellVocabulary(1_000)
     seen = []
     for rank in range(3):

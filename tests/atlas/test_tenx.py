@@ -481,7 +481,6 @@ def test_a_matrix_that_is_wrong(tmp_path, kind, packed):
 )
 def test_names_that_are_wrong(folder, monkeypatch, name, text, said):
     monkeypatch.setattr(matrix_market, "NAMES", 50_000)
-    monkeypatch.setattr(tenx, "NAMES", 50_000)
     write_text(folder / name, text)
     with pytest.raises(InputError, match=said):
         open_folder(folder)

@@ -333,7 +333,7 @@ import json, os, re, subprocess, sys, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from rvqa.kernels import triton_codes as codes, triton_csr as csr, triton_mask
+from rvqa.kernels.triton import codes, csr, mask as triton_mask
 
 tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 results = []

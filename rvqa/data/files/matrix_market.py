@@ -1,4 +1,8 @@
-"""Cell Ranger's folders of Matrix Market files."""
+"""Cell Ranger's folders of Matrix Market files.
+
+A Matrix Market file is text, so it is read whole: 28 bytes of memory an entry while it is read, 8 bytes afterwards. No
+size that a file only states is allocated before the file is seen to be that large.
+"""
 
 import io
 import os
@@ -14,9 +18,12 @@ from isal import igzip
 from scipy.io import mminfo, mmread
 
 from rvqa.data.files.matrices import Array, Compressed
-from rvqa.data.files.tenx import DEFLATE, NAMES, Opened
+from rvqa.data.files.tenx import DEFLATE, Opened
 from rvqa.errors import InputError
 from rvqa.io.files import UNREADABLE, sentence
+
+NAMES = 2**28
+"""Most bytes of a text file of names: twice those of the 6.8 million barcodes of a whole whitelist."""
 
 _LINE = 2**16
 """Most bytes of a line of a Matrix Market file."""

@@ -1,8 +1,8 @@
-"""Cells as sequencing cores deliver them: Cell Ranger's `.h5` files and folders of Matrix Market files.
+"""Cell Ranger's `.h5` files.
 
 Cell Ranger stores genes by cells in CSC form, which is cells by genes in CSR form, so the rows of a `.h5` file are read
-from disk when they are asked for. A Matrix Market file is text, so it is read whole: 28 bytes of memory an entry while
-it is read, 8 bytes afterwards. No size that a file only states is allocated before the file is seen to be that large.
+from disk when they are asked for. No size that a file only states is allocated before the file is seen to be that
+large.
 """
 
 import re
@@ -17,9 +17,6 @@ from rvqa.data.files.hdf5 import Dataset
 from rvqa.data.files.matrices import Compressed
 from rvqa.errors import InputError, about
 from rvqa.io.files import UNREADABLE, sentence
-
-NAMES = 2**28
-"""Most bytes of a text file of names: twice those of the 6.8 million barcodes of a whole whitelist."""
 
 _UNCHECKED = 2**26
 """Bytes of names that a dataset may state without storing as much as gzip would need for them."""
