@@ -34,11 +34,12 @@ from sklearn.decomposition import PCA
 
 from bench import harness
 from rvqa.data.alignment import map_columns
+from rvqa.data.cells import Cells
 from rvqa.data.genes import GeneAxis
-from rvqa.data.studies import Study, label_table, read_study, shared_axis, study_files
+from rvqa.data.splits import read_split
+from rvqa.data.studies import label_table, read_study, shared_axis, study_files
 from rvqa.evaluation import tokenizer_measures as measures
 from rvqa.evaluation import tokenizer_probes as probes
-from rvqa.evaluation.splits import read_split
 from rvqa.evaluation.tokenizer_measures import Coded
 from rvqa.evaluation.unseen import fitted_and_unseen
 from rvqa.tokenizer.model import CellTokenizer
@@ -47,7 +48,7 @@ ENOUGH = 0.5
 """Share of scVI's genes below which a file gets a fit of its own."""
 
 
-def cells_of(study: Study, axis: GeneAxis) -> AnnData:
+def cells_of(study: Cells, axis: GeneAxis) -> AnnData:
     """Raw counts of the genes of an axis that a study measures."""
     alignment = study.alignment(axis)
     obs = pd.DataFrame({"study": study.name}, index=[f"{study.name} {name}" for name in study.cell_N])
@@ -55,7 +56,7 @@ def cells_of(study: Study, axis: GeneAxis) -> AnnData:
     return cells[:, alignment.measured].copy()
 
 
-def fit_scvi(studies: Sequence[Study], axis: GeneAxis, width: int, seed: int) -> tuple[SCVI, dict[str, float]]:
+def fit_scvi(studies: Sequence[Cells], axis: GeneAxis, width: int, seed: int) -> tuple[SCVI, dict[str, float]]:
     """Fit scVI as its users do, but for the width; and what it took."""
     scvi.settings.seed = seed
     cells = anndata.concat([cells_of(study, axis) for study in studies])

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from rvqa.data.files.keys import Keys, copied, require_copy, require_free
 from rvqa.data.files.memory import limited
+from rvqa.data.reading import Reading
 from rvqa.encoding import cell_codes, code_arrays, code_names, codes_of_file, copy_of, in_memory
 from rvqa.errors import InputError, require_known
 from rvqa.language.grammar import Rule
@@ -127,7 +128,7 @@ def annotate(
         return Keys(obs, obsm, {"coverage": coverage, "model": model.source, "labels": chosen}, key_added)
 
     with limited(memory):
-        reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
+        reading = Reading(layer, library_size_key, recover)
         if out is not None:
             if isinstance(adata, AnnData) or copy or key_added != "rvqa":
                 raise InputError(
@@ -135,12 +136,12 @@ def annotate(
                 )
             path, target = Path(adata), require_copy(adata, out, force=force)
             with copied(path, target) as root:
-                keys_of(*codes_of_file(path, model.cell_tokenizer, **reading)).add_to_file(root)
+                keys_of(*codes_of_file(path, model.cell_tokenizer, reading)).add_to_file(root)
             return None
         given = in_memory(adata, layer=layer)
         taken = {"obs": [f"{key_added}_{name}" for name in (*COLUMNS, *(["reasoning"] if reasoning else []))]}
         require_free(given, key_added, taken | {"obsm": [f"{key_added}_probabilities", *code_names(key_added)]})
-        keys = keys_of(*cell_codes(given, model.cell_tokenizer, **reading))
+        keys = keys_of(*cell_codes(given, model.cell_tokenizer, reading))
         target_cells = copy_of(given) if copy and given is adata else given
         keys.add_to(target_cells)
         return target_cells if copy or given is not adata else None

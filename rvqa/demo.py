@@ -19,12 +19,14 @@ import numpy as np
 from anndata import AnnData
 
 from rvqa.annotation import annotate
+from rvqa.data import splits
 from rvqa.data.alignment import CoverageWarning
 from rvqa.data.files.sources import read_cells
+from rvqa.data.reading import Reading
 from rvqa.data.recovery import recover_counts
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
-from rvqa.evaluation import baselines, splits
+from rvqa.evaluation import baselines
 from rvqa.evaluation.metrics import classification, perplexity
 from rvqa.evaluation.perturbation import evaluate_held_out
 from rvqa.evaluation.profiles import shared_log1p
@@ -206,7 +208,7 @@ def shipped_case(seed: int) -> Case:
 def show_tokens(model: Model, case: Case, out: TextIO) -> list[str]:
     """Print the ten tokens of three held-out cells."""
     name, adata = next(iter(case.tests.items()))
-    codes_NM, _ = cell_codes(adata[:3], model.cell_tokenizer, library_size_key=case.library_size_key)
+    codes_NM, _ = cell_codes(adata[:3], model.cell_tokenizer, Reading(library_size_key=case.library_size_key))
     tokens = model.vocabulary.texts(codes_NM)
     print(f"Ten tokens of three {name.split(',')[0]}:", file=out)
     for text, label in zip(tokens, adata.obs["label"], strict=False):
@@ -220,7 +222,7 @@ def show_perplexity(model: Model, case: Case, out: TextIO) -> dict[str, list[flo
     rows = {}
     sets = {"cells of the fit": case.references, **{name: [adata] for name, adata in case.tests.items()}}
     for name, files in sets.items():
-        codes = [cell_codes(f, model.cell_tokenizer, library_size_key=case.library_size_key)[0] for f in files]
+        codes = [cell_codes(f, model.cell_tokenizer, Reading(library_size_key=case.library_size_key))[0] for f in files]
         values = perplexity(np.concatenate(codes), model.cell_tokenizer.config.entries)
         rows[name] = [float(value) for value in values]
         print(f"  {name:40s}" + " ".join(f"{value:5.1f}" for value in values), file=out)
@@ -296,7 +298,7 @@ def show_perturbation(
         perturbation=case.perturbation,
         cell_type_key="label",
         methods=found.methods,
-        library_size_key=case.library_size_key,
+        reading=Reading(library_size_key=case.library_size_key),
     )
     return {"genes": len(found.shift.genes), "nearest_context": found.nearest_context, "methods": found.methods}
 

@@ -12,13 +12,14 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from rvqa.data.alignment import GeneAlignment, align, refuse_transposed
-from rvqa.data.counts import CellCounts, read_counts
+from rvqa.data.alignment import GeneAlignment, refuse_transposed
+from rvqa.data.cells import Cells
+from rvqa.data.counts import read_counts
 from rvqa.data.depth import TARGET_SUM
 from rvqa.data.files.keys import Keys, copied, require_copy, require_free
-from rvqa.data.files.layers import Layers, layer_of
 from rvqa.data.files.memory import limited
 from rvqa.data.files.sources import read_cells
+from rvqa.data.reading import Reading
 from rvqa.errors import InputError, about
 from rvqa.io.temporaries import scratch_folder
 from rvqa.language.model import Model
@@ -114,19 +115,19 @@ def encode(
     with limited(memory):
         tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
         source = getattr(model, "source", "")
-        reading: dict[str, Any] = {"layer": layer, "library_size_key": library_size_key, "recover": recover}
+        reading = Reading(layer, library_size_key, recover)
         if out is not None:
             if copy or key_added != "rvqa":
                 raise InputError("copy and key_added are for cells in memory: leave out= away.")
             if recover or recon_error:
-                encode_in_memory(adata, tokenizer, out, recon_error=recon_error, source=source, force=force, **reading)
+                encode_in_memory(adata, tokenizer, out, reading, recon_error=recon_error, source=source, force=force)
                 return None
             from rvqa.atlas.encoder import Settings
             from rvqa.atlas.progress import Progress
             from rvqa.atlas.reader import open_codes
             from rvqa.atlas.run import encode_files
 
-            settings = Settings(layer, library_size_key, tuple(obs))
+            settings = Settings(reading, tuple(obs))
             with Progress(show=progress) as shown:
                 encode_files(
                     adata,
@@ -146,7 +147,7 @@ def encode(
         given = in_memory(adata, layer=layer)
         obs_names = [f"{key_added}_recon_error"] if recon_error else []
         require_free(given, key_added, {"obs": obs_names, "obsm": code_names(key_added)})
-        keys = code_keys(given, tokenizer, recon_error=recon_error, source=source, key_added=key_added, **reading)
+        keys = code_keys(given, tokenizer, reading, recon_error=recon_error, source=source, key_added=key_added)
         target = copy_of(given) if copy and given is adata else given
         keys.add_to(target)
         return target if copy or given is not adata else None
@@ -156,11 +157,11 @@ def encode_in_memory(
     given: Any,
     tokenizer: CellTokenizer,
     out: str | Path,
+    reading: Reading,
     *,
     recon_error: bool,
     source: str,
     force: bool,
-    **reading: Any,
 ) -> Keys:
     """Write a copy of one file with its codes; for what takes all of its cells at once.
 
@@ -176,10 +177,10 @@ def encode_in_memory(
             "an AnnData: leave out= away."
         )
     target = require_copy(path, out, force=force)
-    own = {**reading, "layer": layer_of(reading["layer"], path)}
+    own = reading.of(path)
     with about(path), copied(Path(path), target) as root:
-        adata = read_cells(path, layer=own["layer"])
-        keys = code_keys(adata, tokenizer, recon_error=recon_error, source=source, **own)
+        adata = read_cells(path, layer=own.layer)
+        keys = code_keys(adata, tokenizer, own, recon_error=recon_error, source=source)
         keys.add_to_file(root)
     return keys
 
@@ -187,14 +188,14 @@ def encode_in_memory(
 def code_keys(
     adata: AnnData,
     tokenizer: CellTokenizer,
+    reading: Reading,
     *,
     recon_error: bool = False,
     source: str = "",
     key_added: str = "rvqa",
-    **reading: Any,
 ) -> Keys:
     """What `encode` adds to the cells of an AnnData; arguments as there."""
-    cells, alignment, library_size = cells_on_axis(adata, tokenizer, **reading)
+    cells, alignment, library_size = cells_on_axis(adata, tokenizer, reading)
     codes_NM = tokenizer.encode(cells.counts, alignment, library_size)
     obs = {}
     if recon_error:
@@ -290,40 +291,27 @@ def in_memory(given: Any, *, layer: str | None) -> AnnData:
 
 
 def cell_codes(
-    adata: AnnData,
-    tokenizer: CellTokenizer,
-    *,
-    layer: str | None = None,
-    library_size_key: str | None = None,
-    recover: bool = False,
+    adata: AnnData, tokenizer: CellTokenizer, reading: Reading | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Codes uint8 [N, M] of the cells of a file, and `coverage_of` its genes."""
-    cells, alignment, depth_N = cells_on_axis(
-        adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
-    )
+    cells, alignment, depth_N = cells_on_axis(adata, tokenizer, reading)
     return tokenizer.encode(cells.counts, alignment, depth_N), coverage_of(cells, alignment)
 
 
 def codes_of_file(
-    path: Path,
-    tokenizer: CellTokenizer,
-    *,
-    layer: str | Layers | None = None,
-    library_size_key: str | None = None,
-    recover: bool = False,
+    path: Path, tokenizer: CellTokenizer, reading: Reading | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """`cell_codes` of a file that is read part by part; to recover counts it must fit in memory."""
-    if recover:
-        own = layer_of(layer, path)
+    reading = reading or Reading()
+    if reading.recover:
+        own = reading.of(path)
         with about(path):
-            adata = read_cells(path, layer=own)
-            return cell_codes(adata, tokenizer, layer=own, library_size_key=library_size_key, recover=True)
+            return cell_codes(read_cells(path, layer=own.layer), tokenizer, own)
     from rvqa.atlas.encoder import Encoder, Settings, default_threads, encode_tasks
 
     parts: list[np.ndarray] = []
     with scratch_folder() as scratch:
-        settings = Settings(layer, library_size_key)
-        encoder = Encoder([path], tokenizer, settings, device="cpu", scratch=scratch)
+        encoder = Encoder([path], tokenizer, Settings(reading), device="cpu", scratch=scratch)
         encode_tasks(
             encoder, encoder.tasks(), lambda task, codes, table: parts.append(codes), threads=default_threads()
         )
@@ -331,24 +319,18 @@ def codes_of_file(
 
 
 def cells_on_axis(
-    adata: AnnData,
-    tokenizer: CellTokenizer,
-    *,
-    layer: str | None = None,
-    library_size_key: str | None = None,
-    recover: bool = False,
-) -> tuple[CellCounts, GeneAlignment, np.ndarray]:
+    adata: AnnData, tokenizer: CellTokenizer, reading: Reading | None = None
+) -> tuple[Cells, GeneAlignment, np.ndarray]:
     """Counts of a file, how its genes meet the axis, and depth; of a transposed file, refuse just that."""
     try:
-        cells = read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
-        alignment = align(cells.var, tokenizer.axis, left_out=cells.left_out)
-        return cells, alignment, tokenizer.shares.depth(cells)
+        cells = read_counts(adata, reading)
+        return cells, cells.alignment(tokenizer.axis), cells.depth(tokenizer.shares)
     except InputError:
         refuse_transposed(adata, tokenizer.axis)
         raise
 
 
-def coverage_of(cells: CellCounts, alignment: GeneAlignment) -> dict[str, Any]:
+def coverage_of(cells: Cells, alignment: GeneAlignment) -> dict[str, Any]:
     """How the genes of a file met those of a model, and where its counts were, for `uns`."""
     return alignment.report() | {"counts_from": cells.place}
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import rvqa
 from rvqa.data.alignment import map_columns
 from rvqa.data.columns import as_text, column, conditions_of, labels_of
+from rvqa.data.reading import Reading
 from rvqa.encoding import cells_on_axis, coverage_of, in_memory
 from rvqa.errors import InputError, nearest, require_known
 from rvqa.language.grammar import Rule
@@ -135,9 +136,7 @@ def perturb(
 
     runs = open_engine(model, engine)
     tokenizer = model.cell_tokenizer
-    cells, alignment, library_N = cells_on_axis(
-        control, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover
-    )
+    cells, alignment, library_N = cells_on_axis(control, tokenizer, Reading(layer, library_size_key, recover))
     control_codes_NM = tokenizer.encode(cells.counts, alignment, library_N)
     on_axis = map_columns(cells.counts, alignment)
     ratio = residual_ratios(tokenizer, on_axis, alignment.measured, library_N, control_codes_NM, types_N)

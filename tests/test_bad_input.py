@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rvqa
+from rvqa.data.reading import Reading
 from rvqa.demo import SIMULATED
 from rvqa.errors import InputError
 
@@ -558,10 +559,10 @@ def test_one_label_is_said(place):
 def test_fit_recovers_counts(place):
     from rvqa.training.references import read_reference
 
-    counts = read_reference(place.cells, labels="label", library_size_key="depth").counts
+    counts = read_reference(place.cells, labels="label", reading=Reading(library_size_key="depth")).counts
     depth = place.cells.obs["depth"].to_numpy()[:, None]
     place.cells.X = np.log1p(place.cells.X.toarray() / depth * 1e4).astype(np.float32)
-    recovered = read_reference(place.cells, labels="label", library_size_key="depth", recover=True).counts
+    recovered = read_reference(place.cells, labels="label", reading=Reading(None, "depth", recover=True)).counts
     assert (recovered != counts).nnz == 0
 
 

@@ -6,6 +6,7 @@ import scipy.sparse as sp
 
 import rvqa
 from rvqa.data.alignment import align
+from rvqa.data.reading import Reading
 from rvqa.demo import SIMULATED
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
@@ -71,7 +72,7 @@ def test_writing_the_control_codes_again_predicts_no_change(cells, model):
     """The correction makes the decoded controls of a type add up to the measured ones, gene by gene."""
     control = cells[cells.obs["condition"] == "control"].copy()
     tokenizer = model.cell_tokenizer
-    codes, _ = cell_codes(control, tokenizer, layer=None, library_size_key="depth")
+    codes, _ = cell_codes(control, tokenizer, Reading(library_size_key="depth"))
     symbols = list(tokenizer.axis.symbols)
     counts = sp.csr_matrix(control[:, symbols].X)
     depth = control.obs["depth"].to_numpy()

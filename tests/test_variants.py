@@ -14,6 +14,7 @@ from rvqa.data.aliases import AliasTable, alias_table
 from rvqa.data.alignment import match_columns
 from rvqa.data.depth import log1p_normalise
 from rvqa.data.genes import GeneAxis
+from rvqa.data.reading import Reading
 from rvqa.data.recovery import MIN_VALUES
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError
@@ -60,7 +61,7 @@ def codes(cells, pbmc_tokenizer) -> np.ndarray:
 
 
 def codes_of(adata, tokenizer, *, layer=None, library_size_key=None, recover=False) -> np.ndarray:
-    return cell_codes(adata, tokenizer, layer=layer, library_size_key=library_size_key, recover=recover)[0]
+    return cell_codes(adata, tokenizer, Reading(layer, library_size_key, recover))[0]
 
 
 def depth_of(adata: AnnData) -> np.ndarray:

@@ -12,6 +12,8 @@ from anndata import AnnData
 
 import rvqa
 from rvqa.annotation import label_scores
+from rvqa.data.cells import Cells
+from rvqa.data.reading import Reading
 from rvqa.data.shared_genes import shared_sentence
 from rvqa.errors import InputError, InputWarning, nearest, quoted
 from rvqa.language.model import Card, Model
@@ -20,7 +22,7 @@ from rvqa.training.language.backbone import load_backbone, open_base
 from rvqa.training.language.calibration import set_aside, temperature
 from rvqa.training.language.corpus import Corpus, CorpusSettings, texts, words
 from rvqa.training.language.cpt import LanguageSettings, pretrain
-from rvqa.training.references import Reference, read_reference
+from rvqa.training.references import read_reference
 from rvqa.training.tokenizer.fit import fit_tokenizer, shared_genes
 from rvqa.training.tokenizer.settings import TokenizerSettings
 
@@ -42,7 +44,7 @@ def settings_for(seed: int, *, steps: int | None = None) -> FitSettings:
 
 
 def fit(
-    references: Sequence[Reference],
+    references: Sequence[Cells],
     *,
     base: str | Path | None = None,
     settings: FitSettings | None = None,
@@ -85,10 +87,10 @@ def fit(
         warnings.warn(f"There is one label, {labels[0]!r}: every cell will be called that.", InputWarning, stacklevel=2)
     _require_partners(references, perturbations)
     pretrained = None if base is None else open_base(base)  # before minutes are spent
-    aside_N = set_aside(np.concatenate([each.labels for each in references]), seed=settings.seed)
-    asides = np.split(aside_N, np.cumsum([each.adata.n_obs for each in references])[:-1])
+    aside_N = set_aside(np.concatenate([each.label_N for each in references]), seed=settings.seed)
+    asides = np.split(aside_N, np.cumsum([len(each) for each in references])[:-1])
     hidden = [
-        replace(each, labels=np.where(aside, "", each.labels)) for each, aside in zip(references, asides, strict=True)
+        replace(each, label_N=np.where(aside, "", each.label_N)) for each, aside in zip(references, asides, strict=True)
     ]
     cell_tokenizer = fit_tokenizer(hidden, settings.tokenizer, progress=progress)
     language_model, text_tokenizer, vocabulary = load_backbone(
@@ -102,7 +104,7 @@ def fit(
         "references": [
             {
                 "name": each.name,
-                "cells": each.adata.n_obs,
+                "cells": len(each),
                 "genes": len(each.var),
                 "counts_from": each.place,
                 "left_out": dict(each.left_out),
@@ -124,12 +126,12 @@ def fit(
     return replace(model, card=replace(card, calibration=calibrated))
 
 
-def _require_partners(references: Sequence[Reference], perturbations: Sequence[str]) -> None:
+def _require_partners(references: Sequence[Cells], perturbations: Sequence[str]) -> None:
     """Refuse a perturbation that cannot be learned: none of its cells has a control cell of its label in its file."""
     known = set()
     for each in references:
-        controls = set(each.labels[each.conditions == ""]) - {""}
-        known |= set(each.conditions[np.isin(each.labels, list(controls))])
+        controls = set(each.label_N[each.condition_N == ""]) - {""}
+        known |= set(each.condition_N[np.isin(each.label_N, list(controls))])
     if lost := [name for name in perturbations if name not in known]:
         raise InputError(
             f"Perturbation {lost[0]!r} has no control cells: no file holds labelled cells of one type both with it and "
@@ -167,9 +169,7 @@ def fit_files(
             labels=labels,
             condition=condition,
             control=control,
-            layer=own,
-            library_size_key=library_size_key,
-            recover=recover,
+            reading=Reading(own, library_size_key, recover),
         )
         for name, adata, own in given
     ]

@@ -1,68 +1,20 @@
 """Reference cells to learn from: counts, labels and conditions of one file, checked before anything is fitted."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
+from rvqa.data.cells import Cells
 from rvqa.data.columns import column, conditions_of, labels_of, split_names
 from rvqa.data.counts import read_counts
-from rvqa.data.depth import GeneShares
-from rvqa.data.genes import GeneAxis
+from rvqa.data.reading import Reading
 from rvqa.errors import InputError, InputWarning, about, nearest, quoted
-from rvqa.training.tokenizer.cells import in_blocks
 
 ONTOLOGY_COLUMN = "cell_type_ontology_term_id"
 """Where CELLxGENE keeps Cell Ontology ids; taken over into the model when it is there."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Cells of one file, as training uses them."""
-
-    name: str
-    adata: AnnData
-    var: pd.DataFrame
-    """Table of genes of the counts: that of `adata`, or of its `raw`."""
-    counts: sp.csr_matrix
-    """Raw counts over the genes of the file, [N, genes of the file]."""
-    library_size: np.ndarray
-    """Total counts, float64 [N]."""
-    given: bool
-    """Whether the file gives them; else they are sums of the stored counts."""
-    labels: np.ndarray
-    """Cell type, object [N]; "" where unlabelled."""
-    conditions: np.ndarray
-    """Perturbation, object [N]; "" for control cells, None where the file does not say."""
-    ontology_ids: dict[str, str]
-    """Cell Ontology id of a label, where the file gives one."""
-    place: str = "X"
-    """Where in the file the counts were."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """Number of features of each kind that are not genes."""
-
-    @property
-    def axis(self) -> GeneAxis:
-        """Genes of the file."""
-        with about(self.name):
-            return GeneAxis.from_adata(AnnData(var=self.var))
-
-    def at_depth(self, shares: GeneShares) -> "Reference":
-        """The same with `library_size` over all genes, as a tokenizer reads it."""
-        with about(self.name):
-            return replace(self, library_size=shares.depth(self))
-
-    def gene_totals(self) -> np.ndarray:
-        """Counts of every gene of the file over these cells, float64 [genes]."""
-        return self.counts.T @ np.ones(self.counts.shape[0])
-
-    def blocks(self) -> Iterator[sp.csr_matrix]:
-        """Raw counts, `ROWS` cells at a time, in order."""
-        return in_blocks([self.counts])
 
 
 def read_reference(
@@ -72,16 +24,14 @@ def read_reference(
     labels: str | None = None,
     condition: str | None = None,
     control: str | Sequence[str] | None = None,
-    layer: str | None = None,
-    library_size_key: str | None = None,
-    recover: bool = False,
-) -> Reference:
+    reading: Reading | None = None,
+) -> Cells:
     """Check one labelled AnnData and take from it what training needs.
 
     Parameters
     ----------
     adata
-        Raw counts in `X` or `layer`, cells by genes.
+        Raw counts, cells by genes.
     name
         Used in messages.
     labels
@@ -89,8 +39,8 @@ def read_reference(
     condition, control
         Column of `adata.obs` with perturbations, and its value or values for control cells. Without a column, or where
         it is absent from this file, all cells are control cells; a cell without a value is neither.
-    layer, library_size_key, recover
-        As in `rvqa.encode`.
+    reading
+        Layer, column of totals, whether to recover counts. Defaults to raw counts in `X`.
 
     Raises
     ------
@@ -98,7 +48,7 @@ def read_reference(
         No raw counts, empty cells, an unknown column, or no cell with the control value.
     """
     with about(name):
-        return _read(adata, name, labels, condition, control, layer, library_size_key, recover=recover)
+        return _read(adata, name, labels, condition, control, reading)
 
 
 def _read(
@@ -107,12 +57,9 @@ def _read(
     labels: str | None,
     condition: str | None,
     control: str | Sequence[str] | None,
-    layer: str | None,
-    library_size_key: str | None,
-    *,
-    recover: bool,
-) -> Reference:
-    cells = read_counts(adata, layer=layer, library_size_key=library_size_key, recover=recover)
+    reading: Reading | None,
+) -> Cells:
+    cells = read_counts(adata, reading, name=name)
     if (condition is None) != (control is None):
         raise InputError(
             f"condition={condition!r} and control={control!r} go together: name the column and its value for control "
@@ -141,16 +88,4 @@ def _read(
         if unknown := sum(each is None for each in condition_N):
             message = f"{name}: {unknown:,} of {adata.n_obs:,} cells have no value in obs[{condition!r}]"
             warnings.warn(f"{message}; they count neither as control nor as perturbed.", InputWarning, stacklevel=4)
-    return Reference(
-        name,
-        adata,
-        cells.var,
-        cells.counts,
-        cells.library_size,
-        cells.given,
-        label_N,
-        condition_N,
-        ontology,
-        cells.place,
-        cells.left_out,
-    )
+    return replace(cells, label_N=label_N, truth_N=label_N, condition_N=condition_N, ontology_ids=ontology)

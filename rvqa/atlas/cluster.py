@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from rvqa.atlas.encoder import Encoder, Settings, compute_kind, default_threads, encode_tasks
 from rvqa.atlas.parts import Task
-from rvqa.data.files.layers import Given
+from rvqa.data.reading import Given
 from rvqa.errors import InputError
 from rvqa.io.files import whole_directory
 from rvqa.tokenizer.model import CellTokenizer

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from rvqa.atlas.parts import Task
 from rvqa.data.alignment import align, match_columns, refuse_transposed
 from rvqa.data.columns import total_counts
 from rvqa.data.counts import read_counts
-from rvqa.data.files.layers import Given, Layers, layer_of
 from rvqa.data.files.matrices import Rows, as_csr
 from rvqa.data.files.source import Source, anndata_of
 from rvqa.data.files.sources import open_source, read_cells
 from rvqa.data.files.watch import Watch, watched
+from rvqa.data.reading import Given, Reading
 from rvqa.errors import InputError, about
 from rvqa.io.files import warn_of_repeated
 from rvqa.kernels import ops, registry
@@ -42,8 +42,7 @@ CELLS = 65_536
 class Settings:
     """What decides the codes of a file, apart from the model; part of the manifest."""
 
-    layer: str | Layers | None = None
-    library_size_key: str | None = None
+    reading: Reading = field(default_factory=Reading)
     obs: tuple[str, ...] = ()
     cells: int = CELLS
 
@@ -81,7 +80,7 @@ class Encoder:
         self.tokenizer, self.settings, self.lanes = tokenizer, settings, Lanes(device)
         there = tokenizer if self.lanes.device.type == "cpu" else deepcopy(tokenizer).to(self.lanes.device)
         self.watches = watches or watched(given)
-        self.sources = [open_source(each, layer=settings.layer, scratch=scratch, say=say) for each in given]
+        self.sources = [open_source(each, layer=settings.reading.layer, scratch=scratch, say=say) for each in given]
         self.carried = rvq.stored_names(settings.obs, tokenizer.config.levels)
         self._ready: dict[int, _Panel] = {}
         self.coverage = []
@@ -91,9 +90,9 @@ class Encoder:
                 if source.n_cells <= CELLS:
                     warn_of_repeated(source.path or source.name, pd.Index(source.column(None, 0, source.n_cells)))
             with about(source.name):
-                self._ready[at] = _Panel(source, there, given=settings.library_size_key is not None)
+                self._ready[at] = _Panel(source, there, given=settings.reading.library_size_key is not None)
                 self.coverage.append(self._ready[at].alignment.report() | {"counts_from": source.place})
-                for key in (*settings.obs, *filter(None, [settings.library_size_key])):
+                for key in (*settings.obs, *filter(None, [settings.reading.library_size_key])):
                     source.column(key, 0, min(1, source.n_cells))
 
     def require_unchanged(self, source: int | None = None) -> None:
@@ -117,7 +116,7 @@ class Encoder:
             "entries": config.entries,
             "model": self.tokenizer.fingerprint(),
             "settings": {
-                "library_size_key": self.settings.library_size_key,
+                "library_size_key": self.settings.reading.library_size_key,
                 "obs": list(self.carried.values()),
                 "cells": self.settings.cells,
             },
@@ -152,7 +151,7 @@ class Encoder:
                 if wrong or not bool((total_N > 0).all()):
                     self._refuse(source, rows, start, stop)
                 depth_N = total_N / ready.panel
-                if (key := self.settings.library_size_key) is not None:
+                if (key := self.settings.reading.library_size_key) is not None:
                     given = self._given_depth(source, key, total_N.cpu().numpy(), start, stop)
                     depth_N = torch.from_numpy(given).to(self.lanes.device)
                 return ready.encoder.codes(*parts, depth_N)
@@ -173,20 +172,20 @@ class Encoder:
 
     def _refuse(self, source: Source, rows: Rows, start: int, stop: int) -> None:
         """Say what is wrong with the counts of a block, of the whole file where that is small."""
-        layer, key = layer_of(self.settings.layer, source.path or ""), self.settings.library_size_key
         try:
             if source.path is not None and source.small:
-                whole = read_cells(source.path, layer=layer, whole=True)
+                own = self.settings.reading.of(source.path)
+                whole = read_cells(source.path, layer=own.layer, whole=True)
                 try:
-                    cells = read_counts(whole, layer=layer, library_size_key=key)
+                    cells = read_counts(whole, own)
                 except InputError:
                     refuse_transposed(whole, self.tokenizer.axis)
                     raise
-                self.tokenizer.shares.depth(cells)
+                cells.depth(self.tokenizer.shares)
             with about(f"cells {start:,} to {stop:,}"):
                 counts = as_csr(rows, source.matrix.shape[1])
                 block = anndata_of(X=counts, obs=pd.DataFrame(index=source.column(None, start, stop)), var=source.var)
-                self.tokenizer.shares.depth(read_counts(block, part=True))
+                read_counts(block, part=True).depth(self.tokenizer.shares)
         except InputError as error:
             if source.unfiltered and "no counts" in str(error):
                 raise InputError(

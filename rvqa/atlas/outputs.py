@@ -18,7 +18,7 @@ from pyarrow import parquet
 from rvqa.atlas import rvq
 from rvqa.atlas.append import EarlierPart
 from rvqa.data.files.keys import Keys, child, copied, require_store
-from rvqa.data.files.layers import Given
+from rvqa.data.reading import Given
 from rvqa.errors import InputError
 from rvqa.io.checked_hdf5 import require_taken
 from rvqa.io.files import require_folder, whole_directory, whole_file

@@ -16,8 +16,9 @@ import pyarrow as pa
 from rvqa.atlas import rvq
 from rvqa.atlas.encoder import Encoder, Settings, default_threads, encode_tasks
 from rvqa.atlas.parts import Task, Work
-from rvqa.data.files.layers import Given, expand
+from rvqa.data.files.given import expand
 from rvqa.data.files.watch import InputChanged, watched
+from rvqa.data.reading import Given
 from rvqa.errors import InputError
 from rvqa.tokenizer.model import CellTokenizer
 

@@ -36,8 +36,8 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Make a model from labelled reference cells, in minutes on a laptop."""
-    from rvqa.data.files.layers import Layers
     from rvqa.data.files.sources import read_cells
+    from rvqa.data.reading import Layers
     from rvqa.language.model import require_new_directory
     from rvqa.training.fit import fit_files, settings_for
 
@@ -96,7 +96,7 @@ def fit_tokenizer(
     """Fit a cell tokenizer alone, without a language model; under torchrun on several processes."""
     from dataclasses import replace
 
-    from rvqa.data.files.layers import Layers
+    from rvqa.data.reading import Layers
     from rvqa.training.tokenizer.fit_files import fit_tokenizer_files
     from rvqa.training.tokenizer.settings import preset as settings_of
 
@@ -156,7 +156,7 @@ def evaluate_tokenizer(
     as_json: AsJson = False,
 ) -> None:
     """Measure a tokenizer: codes in use, meaning, hierarchy, depth, panels, decoded populations."""
-    from rvqa.data.files.layers import Layers
+    from rvqa.data.reading import Layers
     from rvqa.evaluation.tokenizer import evaluate_directory
     from rvqa.evaluation.tokenizer_figures import text
     from rvqa.io.files import require_writable

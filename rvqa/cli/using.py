@@ -66,8 +66,9 @@ def encode(
 ) -> None:
     """Tokenize cells, of files of any size; a stopped run goes on where it was."""
     from rvqa.data.columns import split_names
-    from rvqa.data.files.layers import Layers, expand
+    from rvqa.data.files.given import expand
     from rvqa.data.files.sources import obs_of
+    from rvqa.data.reading import Layers, Reading
 
     files = expand(cells)
     layers = Layers.of(layer or [], files)
@@ -80,15 +81,14 @@ def encode(
                 "--in-place, --append, --scheduler and --device."
             )
         loaded = rvqa.load(model, weights=False)
-        reading = {"layer": layers, "library_size_key": library_size_key, "recover": recover}
         keys = encode_in_memory(
             cells[0],
             loaded.cell_tokenizer,
             output,
+            Reading(layers, library_size_key, recover),
             recon_error=recon_error,
             source=loaded.source,
             force=force,
-            **reading,
         )
         show_coverage(keys.facts["coverage"])
         show(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
@@ -103,7 +103,7 @@ def encode(
     require_output(output, files, force=force or append, in_place=in_place)
     tokenizer = load_tokenizer(model)
     known = obs_of(str(files[0])).names if obs else ()
-    settings = Settings(layers, library_size_key, tuple(split_names(obs or (), known)))
+    settings = Settings(Reading(layers, library_size_key), tuple(split_names(obs or (), known)))
     with (
         Progress(show=not quiet, lines=sys.stdout if as_json else None) as shown,
         local_cluster(scheduler, threads) as cluster,
@@ -193,8 +193,8 @@ def annotate(
     """Annotate cells with cell types: adds obs rvqa_cell_type and rvqa_confidence, and the codes."""
     from rvqa.data.columns import split_names
     from rvqa.data.files.keys import require_copy
-    from rvqa.data.files.layers import Layers, layer_of
     from rvqa.data.files.sources import obs_of, read_results
+    from rvqa.data.reading import Layers, layer_of
     from rvqa.evaluation.label_names import read_label_map
     from rvqa.io.files import require_writable
     from rvqa.serving.engines import open_engine
@@ -265,8 +265,8 @@ def perturb(
 ) -> None:
     """Predict what control cells look like under a perturbation, with counts."""
     from rvqa.data.files.keys import storable
-    from rvqa.data.files.layers import Layers, layer_of
     from rvqa.data.files.sources import read_cells
+    from rvqa.data.reading import Layers, layer_of
     from rvqa.io.files import require_writable, write_h5ad
     from rvqa.serving.engines import open_engine
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from rvqa.data.cells import Cells, unknown
 from rvqa.data.depth import library_size
 from rvqa.data.features import gene_features, with_kinds
 from rvqa.data.integers import doubt
@@ -25,6 +26,7 @@ from rvqa.data.kinds import (
     loaded,
     sampled_rows,
 )
+from rvqa.data.reading import AUTO, Reading
 from rvqa.data.recovery import recover_counts
 from rvqa.errors import InputError, InputWarning, nearest, quoted
 
@@ -33,78 +35,44 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-AUTO = "auto"
-"""The layer that stands for X or, where X holds no raw counts, the place that does."""
 _USUAL = ("counts", "raw_counts", "count", "counts_raw", "raw", "umi", "umis", "umi_counts")
 _PARTS = tuple(f"layers[{name!r}]" for name in ("spliced", "unspliced", "ambiguous", "spanning"))
 """Layers of RNA velocity: integers, but not all of a cell's counts."""
 
 
-@dataclass(frozen=True, eq=False)
-class CellCounts:
-    """Raw counts of the cells of a file, with what they are counts of and out of how many.
-
-    Attributes
-    ----------
-    counts
-        Canonical CSR [N, genes of the file], floats as float32 (exact); features that are not genes are left out. It
-        may share memory with what it was read from: do not write into it.
-    var
-        Table of their genes: of `adata.var`, or of `adata.raw.var` for layer="raw".
-    library_size
-        Total counts, float64 [N].
-    given
-        Whether the file says `library_size`, in a column or by what its values were normalised with; else it is the sum
-        of the stored counts, of which a file cut to a panel has lost most (`rvqa.data.depth`).
-    place
-        Where the counts were: "X", "raw.X" or "layers['...']".
-    left_out
-        Number of features of each kind that are not genes.
-    """
-
-    counts: sp.csr_matrix
-    var: pd.DataFrame
-    library_size: np.ndarray
-    given: bool
-    place: str = "X"
-    left_out: Mapping[str, int] = field(default_factory=dict)
-
-
-def read_counts(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    library_size_key: str | None = None,
-    recover: bool | None = False,
-    part: bool = False,
-) -> CellCounts:
+def read_counts(adata: AnnData, reading: Reading | None = None, *, name: str = "", part: bool = False) -> Cells:
     """Return the raw counts of an AnnData, their genes and library sizes; raise on what is not raw counts.
 
     Parameters
     ----------
     adata
         Cells by genes, not changed. Dense, any scipy sparse matrix or array, backed or Dask (read into memory).
-    layer
-        None or "X" for `X`, a key of `adata.layers`, "raw" for `adata.raw.X` (unless a layer is itself called so), or
-        "auto": `X`, or where that holds no raw counts the place that does (`find_counts`).
-    library_size_key
-        Column of `adata.obs` with the total over all sequenced genes.
-    recover
-        Turn log1p-normalised values back into counts where `rvqa.data.recovery` proves them; these bring the library
-        size that they were normalised with. None where it cannot be asked for, so that no message offers it.
+    reading
+        Which layer, which column of totals, and whether log1p values are turned back into counts; recovered counts
+        bring the library size that the values were normalised with. Defaults to raw counts in `X`.
+    name
+        Of the file, kept in the result.
     part
         The cells are some of a file that was looked at before: what only many cells tell is not asked.
+
+    Returns
+    -------
+    Cells
+        Of each cell nothing more is known.
 
     Raises
     ------
     InputError
         An unknown layer, other values, or a cell without counts.
     """
-    found = _read(adata, layer, library_size_key, recover=recover, part=part)
-    stored = library_size(adata, found.counts, key=library_size_key)
+    reading = reading or Reading()
+    key = reading.library_size_key
+    found = _read(adata, reading, part=part)
+    stored = library_size(adata, found.counts, key=key)
     total = stored if found.recovered is None else found.recovered
-    given = library_size_key is not None or not np.array_equal(total, stored)
-    return CellCounts(found.counts, found.var, total, given, found.place, found.left_out)
+    given = key is not None or not np.array_equal(total, stored)
+    told = unknown(adata.n_obs)
+    return Cells(found.counts, found.var, total, given, **told, name=name, place=found.place, left_out=found.left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +85,9 @@ class _Found:
     """Library sizes that recovered counts were normalised with."""
 
 
-def _read(adata: AnnData, layer: str | None, key: str | None, *, recover: bool | None, part: bool = False) -> _Found:
-    name, stored, var = _select(adata, layer)
+def _read(adata: AnnData, reading: Reading, *, part: bool = False) -> _Found:
+    key, recover = reading.library_size_key, reading.recover
+    name, stored, var = _select(adata, reading.layer_of(adata))
     matrix = loaded(stored)
     matrix = canonical_csr(matrix) if sp.issparse(matrix) else matrix
     genes, left_out = gene_features(var)

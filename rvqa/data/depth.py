@@ -11,13 +11,11 @@ Shapes: F files, G genes known to the fit, whether on the tokenizer's axis or no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
-from rvqa.data.alignment import match_columns
 from rvqa.data.columns import cell_names, total_counts
 from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError, quoted
@@ -27,26 +25,6 @@ if TYPE_CHECKING:
 
 
 _ROUNDS = 1000
-
-
-class Cells(Protocol):
-    """Cells of one file: `rvqa.data.counts.CellCounts`, and what training and evaluation make of it."""
-
-    @property
-    def counts(self) -> sp.csr_matrix:
-        """Raw counts, [N, genes of the file]."""
-
-    @property
-    def var(self) -> pd.DataFrame:
-        """Table of the genes of the file."""
-
-    @property
-    def library_size(self) -> np.ndarray:
-        """Total counts, float64 [N]."""
-
-    @property
-    def given(self) -> bool:
-        """Whether the file says the total over all genes; else it is the sum of the stored counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +42,21 @@ class GeneShares:
     axis: GeneAxis
     share_G: np.ndarray
 
-    def depth(self, cells: Cells) -> np.ndarray:
-        """Counts of every cell over all genes, float64 [N]: as given, else those of known genes over their share.
+    def depth_of(self, total_N: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Counts over all genes, float64 [N], from those of the genes that the fit knows.
+
+        Parameters
+        ----------
+        total_N
+            Counts of every cell in known genes.
+        known
+            What `match_columns` says of the file's table.
 
         Raises
         ------
         InputError
             Cells without a count in any known gene.
         """
-        if cells.given:
-            return cells.library_size
-        known = match_columns(cells.var, self.axis)
-        return self.depth_of(np.asarray(cells.counts @ (known >= 0).astype(np.float64)), known)
-
-    def depth_of(self, total_N: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """`depth` from the counts of the known genes; `known` is what `match_columns` says of the file's table."""
         if (without := np.flatnonzero(total_N == 0)).size:
             raise InputError(
                 f"{without.size:,} of {len(total_N):,} cells have no counts in any of the file's "

@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy import stats
 
-Cells: TypeAlias = np.ndarray | sp.csr_matrix
+Expression: TypeAlias = np.ndarray | sp.csr_matrix
 
 
 def classification(true_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
@@ -92,7 +92,7 @@ class ShiftTruth:
     """Indices of the genes that differ most by Welch's t between perturbed and control cells."""
 
     @classmethod
-    def of(cls, control_NG: Cells, perturbed_NG: Cells, *, n_top: int = 50) -> "ShiftTruth":
+    def of(cls, control_NG: Expression, perturbed_NG: Expression, *, n_top: int = 50) -> "ShiftTruth":
         """Measure it on log1p of counts per 10,000, [cells, G] each, dense or sparse."""
         (control_G, control_spread_G), (perturbed_G, spread_G) = _moments(control_NG), _moments(perturbed_NG)
         t_G = np.abs(perturbed_G - control_G) / np.sqrt(control_spread_G + spread_G + 1e-12)
@@ -119,7 +119,7 @@ class ShiftTruth:
         }
 
 
-def _moments(cells_NG: Cells) -> tuple[np.ndarray, np.ndarray]:
+def _moments(cells_NG: Expression) -> tuple[np.ndarray, np.ndarray]:
     """Mean over cells, float64 [G], and the variance of that mean [G]."""
     if isinstance(cells_NG, np.ndarray):
         return cells_NG.mean(0, dtype=np.float64), cells_NG.var(0) / len(cells_NG)

@@ -15,6 +15,7 @@ from anndata import AnnData
 from rvqa.data.alignment import align, map_columns
 from rvqa.data.columns import conditions_of, labels_of
 from rvqa.data.depth import log1p_normalise
+from rvqa.data.reading import Reading
 from rvqa.encoding import cells_on_axis
 from rvqa.errors import InputError
 from rvqa.evaluation import baselines
@@ -72,14 +73,14 @@ def compare(
     cell_type_key: str,
     control_key: str | None,
     control_value: str | None,
-    **reading: Any,
+    reading: Reading | None = None,
 ) -> Compared:
     """Compare what `rvqa.perturb` predicted with the file it started from; parameters as there."""
     condition_N = None if control_key is None else conditions_of(adata, control_key, [str(control_value)])
     control = adata if condition_N is None else adata[condition_N == ""]
     control_types_N = labels_of(control, cell_type_key)
     axis = model.cell_tokenizer.axis
-    cells, alignment, depth_N = cells_on_axis(control, model.cell_tokenizer, **reading)
+    cells, alignment, depth_N = cells_on_axis(control, model.cell_tokenizer, reading)
     measured_G = alignment.measured
     samples = predicted.n_obs // control.n_obs
     control_NG = log1p_normalise(map_columns(cells.counts, alignment), depth_N)[:, measured_G]
@@ -93,9 +94,7 @@ def compare(
         try:
             if inside_N.any():
                 measured, types_N = adata[inside_N], types_N[inside_N]
-                measured_NG = log1p_on_axis(measured, axis, shares=model.cell_tokenizer.shares, **reading)[
-                    :, measured_G
-                ]
+                measured_NG = log1p_on_axis(measured, axis, reading, shares=model.cell_tokenizer.shares)[:, measured_G]
         except InputError as error:
             measured, remark = None, f"Measured cells under {perturbation} cannot be read: {error}"
 
@@ -181,11 +180,11 @@ def evaluate_held_out(
     library_size_key, n_samples, seed, progress
         As for `rvqa.perturb`.
     """
-    tokenizer, key = model.cell_tokenizer, library_size_key
+    tokenizer, reading = model.cell_tokenizer, Reading(library_size_key=library_size_key)
     measured_G = align(control, tokenizer.axis).measured
 
     def profile_cells(adata: AnnData) -> np.ndarray:
-        on_axis = log1p_on_axis(adata, tokenizer.axis, shares=tokenizer.shares, library_size_key=key)
+        on_axis = log1p_on_axis(adata, tokenizer.axis, reading, shares=tokenizer.shares)
         return on_axis.toarray()[:, measured_G]
 
     truth = ShiftTruth.of(profile_cells(control), profile_cells(perturbed))
@@ -205,10 +204,10 @@ def evaluate_held_out(
         cell_type_key="label",
         n_samples=n_samples,
         seed=seed,
-        library_size_key=key,
+        library_size_key=library_size_key,
         progress=progress,
     )
-    cells, alignment, depth_N = cells_on_axis(control, tokenizer, library_size_key=key)
+    cells, alignment, depth_N = cells_on_axis(control, tokenizer, reading)
     generated = log1p_normalise(sp.csr_matrix(predicted.X), np.repeat(depth_N, n_samples)).toarray()[:, measured_G]
 
     # The ceiling: the true perturbed cells through the tokenizer, the same correction, the same draws.
@@ -216,7 +215,7 @@ def evaluate_held_out(
     codes_NM = tokenizer.encode(cells.counts, alignment, depth_N)
     on_axis = map_columns(cells.counts, alignment)
     ratio = residual_ratios(tokenizer, on_axis, measured_G, depth_N, codes_NM, types_N)
-    true, true_alignment, true_depth_N = cells_on_axis(perturbed, tokenizer, library_size_key=key)
+    true, true_alignment, true_depth_N = cells_on_axis(perturbed, tokenizer, reading)
     true_codes_NM = tokenizer.encode(true.counts, true_alignment, true_depth_N)
     true_types_N = np.full(len(true_codes_NM), held_out_type, dtype=object)
     rng = np.random.default_rng(seed)

@@ -10,11 +10,11 @@ import numpy as np
 import scipy.sparse as sp
 from scipy import stats
 
-from rvqa.evaluation.metrics import Cells
+from rvqa.evaluation.metrics import Expression
 
 
 def mean_pearson_centered(
-    true_by_type: Mapping[str, Cells], decoded_by_type: Mapping[str, Cells], global_mean_G: np.ndarray
+    true_by_type: Mapping[str, Expression], decoded_by_type: Mapping[str, Expression], global_mean_G: np.ndarray
 ) -> dict[str, float]:
     """Correlation over genes of true and decoded mean profiles of each type, the global mean subtracted from both.
 
@@ -43,7 +43,7 @@ def mean_pearson_centered(
     }
 
 
-def variance_over_poisson(counts_NG: Cells, library_N: np.ndarray) -> np.ndarray:
+def variance_over_poisson(counts_NG: Expression, library_N: np.ndarray) -> np.ndarray:
     """How much more a gene varies over cells than Poisson counts of the same library sizes would.
 
     With the gene's share s = sum of counts / sum of library sizes L, Poisson counts of mean s L differ from it by a
@@ -98,7 +98,7 @@ def variance_pearson(true_G: np.ndarray, decoded_G: np.ndarray, enough_G: np.nda
     return _pearson(true_G[both_G], decoded_G[both_G])
 
 
-def gene_correlation(true_NG: Cells, decoded_NG: Cells, top: np.ndarray) -> float:
+def gene_correlation(true_NG: Expression, decoded_NG: Expression, top: np.ndarray) -> float:
     """Do genes move together over decoded cells as over true ones: correlation of the correlations of all gene pairs.
 
     Parameters
@@ -124,14 +124,14 @@ def gene_correlation(true_NG: Cells, decoded_NG: Cells, top: np.ndarray) -> floa
     return _pearson(true_TT[pairs], decoded_TT[pairs])
 
 
-def _profile(cells_NG: Cells) -> np.ndarray:
+def _profile(cells_NG: Expression) -> np.ndarray:
     """Mean over cells, float64 [G]; NaN without cells."""
     n = cells_NG.shape[0]
     # SciPy's mean(dtype=float64) of float32 sums in float32 all the same (1.17).
     return np.asarray(np.ones(n) @ cells_NG) / n if n else np.full(cells_NG.shape[1], np.nan)
 
 
-def _columns(cells_NG: Cells, top: np.ndarray) -> np.ndarray:
+def _columns(cells_NG: Expression, top: np.ndarray) -> np.ndarray:
     """Chosen genes, dense float64 [N, genes]."""
     chosen = cells_NG[:, top]
     return np.asarray(chosen if isinstance(chosen, np.ndarray) else chosen.toarray(), dtype=np.float64)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rvqa.data.files.layers import Layers
-from rvqa.data.studies import Study, label_table, read_study, study_files
+from rvqa.data import splits
+from rvqa.data.cells import Cells
+from rvqa.data.reading import Layers
+from rvqa.data.studies import label_table, read_study, study_files
 from rvqa.errors import InputError, quoted
-from rvqa.evaluation import splits
 from rvqa.evaluation import tokenizer_measures as measures
 from rvqa.evaluation import tokenizer_probes as probes
 from rvqa.evaluation.tokenizer_figures import UNDEFINED, figures, grouped
@@ -27,7 +28,7 @@ from rvqa.tokenizer.model import CellTokenizer
 
 def evaluate_tokenizer(
     tokenizer: CellTokenizer,
-    studies: Sequence[Study],
+    studies: Sequence[Cells],
     split: pd.DataFrame,
     *,
     continuous: CellTokenizer | None = None,
@@ -44,7 +45,7 @@ def evaluate_tokenizer(
     studies
         Files of the fit, and others.
     split
-        Which cells were fitted (`rvqa.evaluation.splits`).
+        Which cells were fitted (`rvqa.data.splits`).
     continuous
         The same recipe fitted without codebooks, for the share of variance that codes keep.
     labels
@@ -170,7 +171,7 @@ def _defined(value: Any, name: str, reasons: dict[str, str]) -> Any:
     return value
 
 
-def _encodable(tokenizer: CellTokenizer, studies: Sequence[Study], reasons: dict[str, str]) -> list[Study]:
+def _encodable(tokenizer: CellTokenizer, studies: Sequence[Cells], reasons: dict[str, str]) -> list[Cells]:
     """Studies and cells that the tokenizer can read, at its depth; reasons name the others."""
     kept = []
     for study in studies:

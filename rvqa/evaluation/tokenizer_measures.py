@@ -15,9 +15,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from rvqa.data.alignment import FLOOR, map_columns, match_columns
+from rvqa.data.cells import Cells
 from rvqa.data.depth import log1p_normalise
 from rvqa.data.genes import GeneAxis
-from rvqa.data.studies import Study
 from rvqa.errors import quoted
 from rvqa.evaluation.clusters import clustering, knn_purity
 from rvqa.evaluation.metrics import perplexity
@@ -53,14 +53,14 @@ class NotMeasured(Exception):
 class Coded:
     """Cells of a study through a tokenizer."""
 
-    study: Study
+    study: Cells
     latent_ND: np.ndarray
     """Before quantization."""
     codes_NM: np.ndarray
     quantized_ND: np.ndarray
 
     @classmethod
-    def of(cls, tokenizer: CellTokenizer, study: Study) -> "Coded":
+    def of(cls, tokenizer: CellTokenizer, study: Cells) -> "Coded":
         """Encode the cells."""
         latent = tokenizer.latent(study.counts, study.alignment(tokenizer.axis), study.library_size)
         codes_NM = tokenizer.quantize(latent)
@@ -85,7 +85,7 @@ class Comparison:
 
     @classmethod
     def of(
-        cls, taught: Sequence[Coded], study: Study, axis: GeneAxis, useful: Sequence[Coded] | None = None
+        cls, taught: Sequence[Coded], study: Cells, axis: GeneAxis, useful: Sequence[Coded] | None = None
     ) -> "Comparison":
         """Choose the files of the fit, and with them the genes.
 
@@ -304,13 +304,13 @@ def odd_cells(tokenizer: CellTokenizer, test: Coded, rng: np.random.Generator, l
         share = np.asarray(study.counts.sum(0), dtype=np.float64).ravel() / depth.sum()
         empty = sp.csr_matrix(rng.poisson(EMPTY * share, (len(rich), len(share))).astype(np.float32))
         sizes = np.full(len(rich), float(EMPTY))
-        pair = [replace(rich, counts=each, library_size=sizes) for each in (shallow, empty)]
+        pair = [replace(rich, counts=each, total_N=sizes) for each in (shallow, empty)]
         errors = [tokenizer_error(tokenizer, each) for each in pair]
         result["empty"] = float(roc_auc_score(np.repeat([0, 1], len(rich)), np.concatenate(errors)))
     return result
 
 
-def tokenizer_error(tokenizer: CellTokenizer, study: Study) -> np.ndarray:
+def tokenizer_error(tokenizer: CellTokenizer, study: Cells) -> np.ndarray:
     """Reconstruction error of every cell, float64 [N]: what `rvqa.encode` writes as `rvqa_recon_error`."""
     alignment = study.alignment(tokenizer.axis)
     codes_NM = tokenizer.encode(study.counts, alignment, study.library_size)
@@ -337,7 +337,7 @@ def truth_of(taught: Sequence[Coded], test: Coded) -> tuple[np.ndarray, np.ndarr
     return train_N, keep_N, test.study.truth_N[keep_N]
 
 
-def require_types(study: Study, labels: str) -> None:
+def require_types(study: Cells, labels: str) -> None:
     """Refuse to measure a study without two types of enough cells."""
     many = [name for name in set(study.label_N) - {""} if (study.label_N == name).sum() >= MIN_CELLS]
     if len(many) < 2:
@@ -347,12 +347,12 @@ def require_types(study: Study, labels: str) -> None:
         )
 
 
-def measured_genes(study: Study, axis: GeneAxis) -> np.ndarray:
+def measured_genes(study: Cells, axis: GeneAxis) -> np.ndarray:
     """Which genes of an axis a study measures, bool [G]."""
     return np.isin(np.arange(len(axis)), match_columns(study.var, axis))
 
 
-def readable(tokenizer: CellTokenizer, study: Study) -> np.ndarray:
+def readable(tokenizer: CellTokenizer, study: Cells) -> np.ndarray:
     """Cells with a count in a gene that the tokenizer knows, bool [N]: their depth can be told."""
     known = np.ones(study.counts.shape[1]) if study.given else match_columns(study.var, tokenizer.shares.axis) >= 0
     return np.asarray(study.counts @ known.astype(np.float64)) > 0

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from rvqa.data.alignment import FLOOR, match_columns
+from rvqa.data.cells import Cells
 from rvqa.data.genes import GeneAxis
-from rvqa.data.studies import Study
 from rvqa.errors import quoted
 from rvqa.evaluation import baselines
 from rvqa.evaluation.metrics import bootstrap_interval, classification
@@ -67,7 +67,7 @@ def half_depth(
     thinned = test.study.counts.copy()
     thinned.data = rng.binomial(thinned.data.astype(np.int64), 0.5).astype(np.float32)
     stored_N = np.asarray(thinned.sum(1), dtype=np.float64).ravel()
-    filled = readable(tokenizer, replace(test.study, counts=thinned, library_size=stored_N))
+    filled = readable(tokenizer, replace(test.study, counts=thinned, total_N=stored_N))
     if filled.sum() < MIN_CELLS:
         raise NotMeasured(
             f"At half depth {filled.sum()} of its {len(filled):,} cells have counts in genes that the tokenizer knows; "
@@ -76,7 +76,7 @@ def half_depth(
     if test.study.given:
         unstored_N = test.study.library_size - np.asarray(test.study.counts.sum(1)).ravel()
         stored_N += rng.binomial(np.maximum(unstored_N, 0).astype(np.int64), 0.5)
-    half = replace(test.study, counts=thinned, library_size=stored_N).take(filled).at_depth(tokenizer.shares)
+    half = replace(test.study, counts=thinned, total_N=stored_N).take(filled).at_depth(tokenizer.shares)
     codes_NM = Coded.of(tokenizer, half).codes_NM
     same_NM = codes_NM == test.codes_NM[filled]
     shared = taught.axis if taught else tokenizer.axis.subset(measured_genes(test.study, tokenizer.axis))
@@ -93,7 +93,7 @@ def half_depth(
 
 
 def panels(
-    tokenizer: CellTokenizer, taught: Comparison, test: Coded, studies: Sequence[Study]
+    tokenizer: CellTokenizer, taught: Comparison, test: Coded, studies: Sequence[Cells]
 ) -> dict[str, dict[str, float]]:
     """Accuracy of the probe on codes when unseen cells show only the genes of another study's panel."""
     if test.study.counts.shape[1] <= PANEL_MOST:
@@ -124,7 +124,7 @@ def panels(
     return rows
 
 
-def _panels(small: Sequence[Study]) -> list[tuple[str, GeneAxis]]:
+def _panels(small: Sequence[Cells]) -> list[tuple[str, GeneAxis]]:
     """Panels to try: files of 1,000 to 2,000 genes as they are, and the 2,000 genes of larger ones seen most often."""
     found = []
     for study in small:

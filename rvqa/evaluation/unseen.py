@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rvqa.data import splits
 from rvqa.data.alignment import FLOOR, match_columns
-from rvqa.data.studies import Study
+from rvqa.data.cells import Cells
 from rvqa.errors import InputError, quoted
-from rvqa.evaluation import splits
 from rvqa.evaluation import tokenizer_measures as measures
 
 SAME_CELL = 20
@@ -17,8 +17,8 @@ SAME_CELL = 20
 
 
 def fitted_and_unseen(
-    studies: Sequence[Study], split: pd.DataFrame, rng: np.random.Generator, reasons: dict[str, str] | None = None
-) -> tuple[list[Study], list[Study]]:
+    studies: Sequence[Cells], split: pd.DataFrame, rng: np.random.Generator, reasons: dict[str, str] | None = None
+) -> tuple[list[Cells], list[Cells]]:
     """Cells that were fitted, and those no fit has seen that are measured, of the files with any.
 
     A cell that has the counts of a cell of the fit is seen, whatever file it is in.
@@ -67,7 +67,7 @@ def fitted_and_unseen(
     return fitted, unseen
 
 
-def same_cells(study: Study, seen: Sequence[Study]) -> np.ndarray:
+def same_cells(study: Cells, seen: Sequence[Cells]) -> np.ndarray:
     """Cells with the counts of a seen cell in all genes that both files measure, bool [N].
 
     A cell is told by a weighted sum of its counts with random whole weights, exact in float64. Cells with counts in
@@ -119,7 +119,7 @@ def recorded(path: Path, split: str | Path | None, references: dict[str, int]) -
     return found
 
 
-def files_of_the_fit(path: Path, references: dict[str, int], studies: Sequence[Study]) -> list[Study]:
+def files_of_the_fit(path: Path, references: dict[str, int], studies: Sequence[Cells]) -> list[Cells]:
     """Studies that are the references of a model, all of them."""
     named = {study.name: study for study in studies}
     found = []

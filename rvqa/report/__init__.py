@@ -10,6 +10,7 @@ from typing import Any
 from anndata import AnnData
 
 from rvqa.data.columns import labels_of
+from rvqa.data.reading import Reading
 from rvqa.errors import InputError
 from rvqa.evaluation.perturbation import compare
 from rvqa.language.model import Model
@@ -91,7 +92,9 @@ def perturbation_report(
     title: str = "Predicted cells",
     command: str | None = None,
     force: bool = False,
-    **reading: Any,
+    layer: str | None = None,
+    library_size_key: str | None = None,
+    recover: bool = False,
 ) -> None:
     """Write a report on predicted cells, beside the measured ones where `adata` has them.
 
@@ -110,15 +113,15 @@ def perturbation_report(
         As given to `rvqa.perturb`.
     title, command, force
         As for `annotation_report`.
-    **reading
-        `layer`, `library_size_key` and `recover`, as given to `rvqa.perturb`.
+    layer, library_size_key, recover
+        As given to `rvqa.perturb`.
 
     Raises
     ------
     rvqa.errors.InputError
         As `rvqa.perturb`, or a path that cannot be written.
     """
-    record = predicted.uns["rvqa"]
+    record, reading = predicted.uns["rvqa"], Reading(layer, library_size_key, recover)
     perturbation = str(record["perturbation"])
     found = compare(
         adata,
@@ -128,7 +131,7 @@ def perturbation_report(
         cell_type_key=cell_type_key,
         control_key=control_key,
         control_value=control_value,
-        **reading,
+        reading=reading,
     )
     lead = f"{predicted.n_obs:,} cells under {perturbation}, written by a language model from control cells."
     report = Report(title, lead=lead, facts=_facts(found.groups["control"], record), command=command)
@@ -142,7 +145,7 @@ def perturbation_report(
         cell_type_key=cell_type_key,
         by_type=types_table(found.by_type),
         remark=found.remark,
-        **reading,
+        reading=reading,
     )
     report.write(path, force=force)
 

@@ -11,6 +11,7 @@ import numpy as np
 from anndata import AnnData
 
 from rvqa.data.columns import labels_of
+from rvqa.data.reading import Reading
 from rvqa.encoding import cell_codes
 from rvqa.evaluation.perturbation import Shift, TypeScores
 from rvqa.language.model import Model
@@ -43,7 +44,7 @@ def add_perturbation(
     methods: Mapping[str, Mapping[str, float]] | None = None,
     by_type: Html | None = None,
     remark: str = "",
-    **reading: Any,
+    reading: Reading | None = None,
 ) -> None:
     """Add a section on predicted cells.
 
@@ -67,8 +68,8 @@ def add_perturbation(
         Table of the types.
     remark
         One more sentence under the figure.
-    **reading
-        As for `rvqa.encode`: how counts are read.
+    reading
+        How the counts of measured cells are read. Defaults to raw counts in `X`.
     """
     figures = {f"{name} cells": f"{cells.n_obs:,}" for name, cells in groups.items()}
     figures["genes compared"] = f"{len(shift.genes):,}"
@@ -100,7 +101,7 @@ def add_perturbation(
     codes = {
         name: np.asarray(cells.obsm["rvqa_codes"])
         if name == "predicted"
-        else cell_codes(cells, model.cell_tokenizer, **reading)[0]
+        else cell_codes(cells, model.cell_tokenizer, reading)[0]
         for name, cells in groups.items()
     }
     blocks += [el("h3", "Cells"), _cells(report, codes, groups, model, cell_type_key)]

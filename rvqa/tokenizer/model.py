@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rvqa.data.alignment import GeneAlignment, map_columns, match_columns
+from rvqa.data.cells import Cells
 from rvqa.data.depth import TARGET_SUM, GeneShares
 from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError, require_known
@@ -40,7 +41,6 @@ from rvqa.tokenizer.panel import PanelEncoder
 from rvqa.tokenizer.persistence import read_genes, require_values
 
 if TYPE_CHECKING:
-    from rvqa.training.references import Reference
     from rvqa.training.tokenizer.settings import TokenizerSettings
 
 
@@ -104,7 +104,7 @@ class CellTokenizer(nn.Module):
     @classmethod
     def fit(
         cls,
-        references: "Sequence[Reference]",
+        references: Sequence[Cells],
         settings: "TokenizerSettings | None" = None,
         *,
         progress: bool = True,

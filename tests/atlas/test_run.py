@@ -19,6 +19,7 @@ from rvqa.atlas import run, rvq
 from rvqa.atlas.encoder import Settings
 from rvqa.atlas.run import encode_files
 from rvqa.data.files import matrices
+from rvqa.data.reading import Reading
 from rvqa.errors import InputError
 from rvqa.tokenizer.model import CellTokenizer
 from tests.atlas.conftest import DENSE
@@ -28,9 +29,8 @@ CELLS = 300
 
 def encoded(given, tokenizer, out, *, cells=CELLS, **options):
     """Codes of one run."""
-    settings = Settings(
-        **{"cells": cells} | {k: options.pop(k) for k in ("layer", "obs", "library_size_key") if k in options}
-    )
+    reading = Reading(options.pop("layer", None), options.pop("library_size_key", None))
+    settings = Settings(reading, options.pop("obs", ()), cells)
     encode_files(given, tokenizer, out, settings=settings, threads=options.pop("threads", 2), **options)
     assert not out.with_name(f"{out.name}.parts").exists()
     return rvqa.open_codes(out)

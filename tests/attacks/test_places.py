@@ -17,6 +17,7 @@ from rvqa.atlas import encoder, run
 from rvqa.atlas.encoder import Settings
 from rvqa.atlas.run import encode_files
 from rvqa.data.files import watch
+from rvqa.data.reading import Reading
 from rvqa.errors import InputError
 from rvqa.io.files import require_folder, whole_directory, whole_file
 from rvqa.io.temporaries import folder_beside
@@ -45,7 +46,7 @@ def state(folder):
 
 
 def encode(path, model, out, **options):
-    settings = Settings(library_size_key="depth", cells=options.pop("cells", 10))
+    settings = Settings(Reading(library_size_key="depth"), cells=options.pop("cells", 10))
     return encode_files(path, model.cell_tokenizer, out, settings=settings, threads=1, **options)
 
 

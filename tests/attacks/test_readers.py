@@ -22,6 +22,7 @@ from rvqa.data.files import memory
 from rvqa.data.files.keys import copied
 from rvqa.data.files.memory import limited
 from rvqa.data.files.sources import obs_of, open_source, read_cells, read_results
+from rvqa.data.reading import Reading
 from rvqa.encoding import codes_of_file
 from rvqa.errors import InputError
 from tests.attacks.cases import mutated, survive
@@ -192,7 +193,7 @@ def use(path: Path, number: int, folder: Path) -> None:
     if number % 3 == 0:
         read_cells(path, layer="auto", whole=True)
     elif number % 3 == 1:
-        codes_of_file(path, tokenizer(), layer="auto")
+        codes_of_file(path, tokenizer(), Reading("auto"))
     else:
         source = open_source(path, layer="auto", scratch=folder / "scratch")
         for start, stop in source.matrix.blocks(0, source.n_cells):

@@ -8,6 +8,7 @@ import rvqa
 from rvqa.data.counts import read_counts
 from rvqa.data.depth import GeneShares
 from rvqa.data.genes import GeneAxis
+from rvqa.data.reading import Reading
 from rvqa.errors import InputError
 from rvqa.tokenizer.model import CellTokenizer, CellTokenizerConfig
 from rvqa.training.references import read_reference
@@ -43,7 +44,7 @@ def test_shares_of_files_that_measured_different_genes(share_G):
     standard_error_G = np.sqrt(share_G[order] / least)
     assert (np.abs(shares.share_G - share_G[order]) < 5 * standard_error_G).all()
     for file, panel in zip(files, panels, strict=True):
-        depth_N = shares.depth(read_counts(file))
+        depth_N = read_counts(file).depth(shares)
         assert depth_N.sum() == pytest.approx(file.obs["depth"].sum(), rel=0.01)
         assert np.corrcoef(depth_N, file.obs["depth"])[0, 1] > 0.95
         assert np.asarray(file.X.sum(1)).sum() < 0.9 * depth_N.sum(), "the panel had lost counts"
@@ -55,13 +56,13 @@ def test_totals_that_a_file_gives_are_believed(share_G):
     file = drawn(3, share_G, np.arange(200))
     told = gene_shares(
         [
-            read_reference(file, name="file", library_size_key="depth"),
+            read_reference(file, name="file", reading=Reading(library_size_key="depth")),
             read_reference(drawn(4, share_G, np.arange(600)), name="whole"),
         ]
     )
     found = dict(zip(told.axis.symbols, told.share_G, strict=True))
     assert found["GENE5"] == pytest.approx(share_G[5], rel=0.1)
-    given = read_counts(file, library_size_key="depth")
+    given = read_counts(file, Reading(library_size_key="depth"))
     assert given.given
     assert told.depth(given).tolist() == file.obs["depth"].tolist()
 
@@ -78,7 +79,7 @@ def test_genes_the_fit_does_not_know_add_no_depth(share_G):
     whole, part = drawn(6, share_G, np.arange(600)), drawn(7, share_G, np.arange(300))
     shares = gene_shares([read_reference(part, name="part")])
     stored = np.asarray(whole.X[:, :300].sum(1), dtype=np.float64).ravel()
-    assert shares.depth(read_counts(whole)).tolist() == stored.tolist()
+    assert read_counts(whole).depth(shares).tolist() == stored.tolist()
 
 
 def test_codes_of_a_file_cut_to_a_panel_are_those_of_its_depth(share_G):
@@ -88,8 +89,8 @@ def test_codes_of_a_file_cut_to_a_panel_are_those_of_its_depth(share_G):
     with_column, without = whole[:, ::4].copy(), whole[:, ::4].copy()
     rvqa.encode(without, tokenizer)
     estimated = np.asarray(without.X.sum(1), dtype=np.float64).ravel() / share_G[::4].sum()
-    assert shares.depth(read_counts(without)) == pytest.approx(estimated, rel=0.02)
-    with_column.obs["estimate"] = shares.depth(read_counts(without))
+    assert read_counts(without).depth(shares) == pytest.approx(estimated, rel=0.02)
+    with_column.obs["estimate"] = read_counts(without).depth(shares)
     rvqa.encode(with_column, tokenizer, library_size_key="estimate")
     assert np.array_equal(with_column.obsm["rvqa_codes"], without.obsm["rvqa_codes"])
 
@@ -101,7 +102,7 @@ def test_cells_without_any_known_gene(share_G):
     counts[[3, 8], :100] = 0
     file.X = sp.csr_matrix(counts)
     with pytest.raises(InputError, match=r"2 of 400 cells have no counts in any of the file's 100 genes.*'3', '8'"):
-        shares.depth(read_counts(file))
+        read_counts(file).depth(shares)
 
 
 class TestFiles:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import rvqa
 from rvqa.data.counts import read_counts
+from rvqa.data.reading import Reading
 from rvqa.data.recovery import MIN_VALUES, recover_counts
 from rvqa.errors import InputError
 from tests.raw_counts import counts_and_var, raw_counts
@@ -331,9 +332,9 @@ class TestDepthColumn:
     def test_reaches_the_reader(self, read):
         _, depth, part = pbmc(read)
         adata = AnnData(log1p_of(part), obs={"total": depth})
-        assert read_counts(adata, library_size_key="total", recover=True).library_size.tolist() == depth.tolist()
-        assert read_counts(adata, recover=True).library_size.tolist() == depth_of(part).tolist()
-        assert not read_counts(adata, recover=True).given
+        assert read_counts(adata, Reading(None, "total", recover=True)).library_size.tolist() == depth.tolist()
+        assert read_counts(adata, Reading(recover=True)).library_size.tolist() == depth_of(part).tolist()
+        assert not read_counts(adata, Reading(recover=True)).given
 
 
 class TestWiring:
@@ -359,10 +360,10 @@ class TestWiring:
         counts = cells(0, 60, 400)
         depth = depth_of(counts)
         adata = AnnData(logs_of(counts[:, :200], depth=depth), obs={"total": depth})
-        assert read_counts(adata, recover=True).library_size.tolist() == depth.tolist()
+        assert read_counts(adata, Reading(recover=True)).library_size.tolist() == depth.tolist()
         few = adata[:, : MIN_VALUES - 2].copy()
         few = few[np.diff(few.X.indptr) > 0].copy()
-        found = read_counts(few, library_size_key="total", recover=True)
+        found = read_counts(few, Reading(None, "total", recover=True))
         assert equal(found.counts, counts[: few.n_obs, : MIN_VALUES - 2])
         assert (len(found.var), found.library_size.tolist()) == (MIN_VALUES - 2, few.obs["total"].tolist())
         with pytest.raises(InputError, match="library_size_key"):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from rvqa.data import splits
 from rvqa.errors import InputError
-from rvqa.evaluation import baselines, splits
+from rvqa.evaluation import baselines
 from rvqa.evaluation.metrics import ShiftTruth, bootstrap_interval, classification, perplexity
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from rvqa.data import splits
 from rvqa.data.studies import read_study
 from rvqa.errors import InputError
-from rvqa.evaluation import splits
 from rvqa.evaluation import tokenizer_measures as measures
 from rvqa.evaluation.tokenizer import evaluate_directory, evaluate_tokenizer
 from rvqa.evaluation.tokenizer_figures import missing, text

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::rvqa.data.alignment.CoverageWar
 
 
 def codes_of(adata, tokenizer):
-    return cell_codes(adata, tokenizer, layer=None, library_size_key=None)[0]
+    return cell_codes(adata, tokenizer)[0]
 
 
 def test_every_data_file_encodes_and_survives_text_and_ids(pbmc_tokenizer, read, data_file):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anndata
 
-from rvqa.evaluation import splits
+from rvqa.data import splits
 from rvqa.training.fit import FitSettings, fit_files
 from rvqa.training.language.cpt import LanguageSettings
 from rvqa.training.tokenizer.settings import TokenizerSettings

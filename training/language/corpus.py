@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rvqa.data.alignment import align
+from rvqa.data.cells import Cells
 from rvqa.language.prompts import ANNOTATE, CONTROL, GENERATE, PERTURB, TASKS, PromptEncoder
 from rvqa.tokenizer.model import CellTokenizer
-from rvqa.training.references import Reference
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Batch:
     """bool [B, L], where the loss is taken."""
 
 
-def words(references: Sequence[Reference]) -> tuple[list[str], list[str]]:
+def words(references: Sequence[Cells]) -> tuple[list[str], list[str]]:
     """Labels and perturbations of the references, sorted."""
-    labels = sorted({label for each in references for label in each.labels if label})
-    return labels, sorted({condition for each in references for condition in each.conditions if condition})
+    labels = sorted({label for each in references for label in each.label_N if label})
+    return labels, sorted({condition for each in references for condition in each.condition_N if condition})
 
 
-def texts(references: Sequence[Reference]) -> list[str]:
+def texts(references: Sequence[Cells]) -> list[str]:
     """Every text the templates can become without their cells; a small tokenizer is trained on these."""
     labels, perturbations = words(references)
     filled = []
@@ -65,7 +65,7 @@ class Corpus:
 
     def __init__(
         self,
-        references: Sequence[Reference],
+        references: Sequence[Cells],
         cell_tokenizer: CellTokenizer,
         prompts: PromptEncoder,
         settings: CorpusSettings,
@@ -77,9 +77,9 @@ class Corpus:
         self.prompts, self.settings = prompts, settings
         self.rng = np.random.default_rng(seed)
         self.codes_VNM = np.concatenate([self._readings(each, cell_tokenizer) for each in references], axis=1)
-        self.label_N = np.concatenate([each.labels for each in references])
-        self.condition_N = np.concatenate([each.conditions for each in references])
-        self.file_N = np.repeat(np.arange(len(references)), [each.adata.n_obs for each in references])
+        self.label_N = np.concatenate([each.label_N for each in references])
+        self.condition_N = np.concatenate([each.condition_N for each in references])
+        self.file_N = np.repeat(np.arange(len(references)), [len(each) for each in references])
         used_N = self.label_N != "" if aside_N is None else (self.label_N != "") & ~aside_N
         self.labelled = np.flatnonzero(used_N)
         said_N = np.array([condition is not None for condition in self.condition_N], dtype=bool)
@@ -90,7 +90,7 @@ class Corpus:
         self.perturbed = np.array([cell for cell in perturbed.tolist() if len(self.partners(cell))], dtype=np.int64)
         self.unchanged = control[np.isin(self.file_N[control], self.file_N[self.perturbed])]
 
-    def _readings(self, reference: Reference, cell_tokenizer: CellTokenizer) -> np.ndarray:
+    def _readings(self, reference: Cells, cell_tokenizer: CellTokenizer) -> np.ndarray:
         """Codes uint8 [variants, N, M] of one file: as measured, then at lower depths and on smaller panels."""
         alignment = align(reference.var, cell_tokenizer.axis)
         depth_N = reference.at_depth(cell_tokenizer.shares).library_size

@@ -1,4 +1,4 @@
-"""The cells a tokenizer is fitted on: read file by file in blocks, then on one axis, in memory or in mapped files.
+"""The cells of all files of a fit on one axis, in memory or in mapped files.
 
 Whatever a fit learns from all cells it adds up over blocks of `ROWS` cells of one file, so that it does not depend on
 where the cells are.
@@ -8,96 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from rvqa.data.alignment import align, map_columns
-from rvqa.data.depth import GeneShares, log1p_normalise
+from rvqa.data.alignment import align
+from rvqa.data.cells import ROWS, Cells
+from rvqa.data.depth import log1p_normalise
 from rvqa.data.genes import GeneAxis
-from rvqa.errors import about
 from rvqa.io.files import save_array, writing
 from rvqa.tokenizer.model import CellTokenizer
-
-ROWS = 4096
-"""Cells of a block."""
-
-
-class Cells(Protocol):
-    """Cells of one file, checked: a `Reference` in memory, or `FileCells` on disk."""
-
-    @property
-    def name(self) -> str:
-        """Of the file, for messages."""
-
-    @property
-    def var(self) -> pd.DataFrame:
-        """Table of the genes of the file."""
-
-    @property
-    def axis(self) -> GeneAxis:
-        """Genes of the file."""
-
-    @property
-    def library_size(self) -> np.ndarray:
-        """Total counts, float64 [N]."""
-
-    @property
-    def given(self) -> bool:
-        """Whether the file says them; else they are sums of the stored counts."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Cell type, object [N]; "" where unlabelled."""
-
-    @property
-    def conditions(self) -> np.ndarray:
-        """Perturbation, object [N]; "" for control cells, None where the file does not say."""
-
-    def at_depth(self, shares: GeneShares) -> "Cells":
-        """The same with `library_size` over all genes, as a tokenizer reads it."""
-
-    def gene_totals(self) -> np.ndarray:
-        """Counts of every gene of the file over these cells, float64 [genes]."""
-
-    def blocks(self) -> Iterator[sp.csr_matrix]:
-        """Raw counts, canonical CSR, `ROWS` cells at a time, in order."""
-
-
-def in_blocks(parts: Iterable[sp.csr_matrix]) -> Iterator[sp.csr_matrix]:
-    """Consecutive rows, cut or joined to `ROWS` at a time."""
-    waiting: list[sp.csr_matrix] = []
-    n = 0
-    for part in parts:
-        first = 0
-        while n + part.shape[0] - first >= ROWS:
-            last = first + ROWS - n
-            yield sp.vstack([*waiting, part[first:last]], format="csr")
-            waiting, n, first = [], 0, last
-        waiting.append(part[first:])
-        n += part.shape[0] - first
-    if n:
-        yield sp.vstack(waiting, format="csr")
-
-
-def on_axis(cells: Cells, axis: GeneAxis) -> Iterator[tuple[slice, sp.csr_matrix]]:
-    """Blocks of counts on another axis, float32 CSR [B, G], with their rows.
-
-    Raises
-    ------
-    rvqa.errors.InputError
-        Too few genes of the axis.
-    """
-    start = 0
-    with about(cells.name):
-        alignment = align(cells.var, axis)
-        for block in cells.blocks():
-            yield slice(start, start + block.shape[0]), map_columns(block, alignment)
-            start += block.shape[0]
 
 
 class StoredRows:
@@ -160,7 +83,7 @@ def _append(file: BinaryIO, array: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class TokenizerCells:
+class Gathered:
     """Cells on one axis: counts int-valued float32 CSR [N, G], library sizes [N], measured genes and labels by cell."""
 
     counts: sp.csr_matrix | StoredRows
@@ -184,7 +107,7 @@ class TokenizerCells:
                 yield file, slice(start, min(start + ROWS, first + n))
 
 
-def gather(files: Sequence[Cells], axis: GeneAxis, *, folder: Path | None = None, read: bool = True) -> TokenizerCells:
+def gather(files: Sequence[Cells], axis: GeneAxis, *, folder: Path | None = None, read: bool = True) -> Gathered:
     """Put the cells of several files on one axis.
 
     Parameters
@@ -203,27 +126,27 @@ def gather(files: Sequence[Cells], axis: GeneAxis, *, folder: Path | None = None
     rvqa.errors.InputError
         A file with too few genes of the axis, or a folder that cannot be written.
     """
-    blocks = (block for file in files for _, block in on_axis(file, axis))
+    blocks = (block for file in files for _, block in file.on_axis(axis))
     if folder is None:
         counts = sp.vstack(list(blocks), format="csr")
     else:
         counts = StoredRows.write(folder, blocks, len(axis)) if read else StoredRows.open(folder, len(axis))
-    names = sorted({label for file in files for label in file.labels if label})
+    names = sorted({label for file in files for label in file.label_N if label})
     index = {name: i for i, name in enumerate(names)} | {"": -1}
-    return TokenizerCells(
+    return Gathered(
         counts=counts,
         library_size=np.concatenate([file.library_size for file in files]),
         measured_FG=np.stack([align(file.var, axis).measured for file in files]),
-        file_N=np.repeat(np.arange(len(files)), [len(file.labels) for file in files]),
-        label_N=np.array([index[label] for file in files for label in file.labels]),
+        file_N=np.repeat(np.arange(len(files)), [len(file) for file in files]),
+        label_N=np.array([index[label] for file in files for label in file.label_N]),
         n_labels=len(names),
-        condition_N=np.concatenate([np.asarray(file.conditions, dtype=object) for file in files]),
+        condition_N=np.concatenate([np.asarray(file.condition_N, dtype=object) for file in files]),
     )
 
 
 @torch.inference_mode()
 def latent_blocks(
-    tokenizer: CellTokenizer, cells: TokenizerCells, which: slice | None = None
+    tokenizer: CellTokenizer, cells: Gathered, which: slice | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Latents [B, D] of rows by the layers as trained (dense); equal to `CellTokenizer.latent` up to rounding."""
     tokenizer.eval()
@@ -236,6 +159,6 @@ def latent_blocks(
         yield rows, tokenizer.encode_dense(tokenizer.standardise(log1p_BG, measured_BG))
 
 
-def latents(tokenizer: CellTokenizer, cells: TokenizerCells) -> Tensor:
+def latents(tokenizer: CellTokenizer, cells: Gathered) -> Tensor:
     """Latents [N, D] of all cells."""
     return torch.cat([latent_BD for _, latent_BD in latent_blocks(tokenizer, cells)])

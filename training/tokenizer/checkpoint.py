@@ -16,12 +16,12 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rvqa.data.cells import Cells
 from rvqa.data.genes import GeneAxis
 from rvqa.errors import InputError
 from rvqa.io.files import require_folder, whole_file, writing
 from rvqa.io.json_text import differences
 from rvqa.io.tensors import read_json, read_tensors
-from rvqa.training.tokenizer.cells import Cells
 from rvqa.training.tokenizer.settings import TokenizerSettings
 
 FORMAT_VERSION = 1
@@ -61,10 +61,10 @@ def identity(
 def _fingerprint(reference: Cells) -> dict[str, Any]:
     return {
         "name": reference.name,
-        "cells": len(reference.labels),
+        "cells": len(reference),
         "genes": len(reference.var),
         "counts": float(np.sum(reference.library_size)),
-        "labels": _hash(reference.labels),
+        "labels": _hash(reference.label_N),
     }
 
 

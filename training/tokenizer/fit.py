@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from rvqa.data.alignment import align, match_columns
+from rvqa.data.cells import Cells
 from rvqa.data.depth import GeneShares, log1p_normalise
 from rvqa.data.genes import GeneAxis
 from rvqa.data.shared_genes import SharedGenes, require_shared
 from rvqa.errors import InputError, InputWarning
 from rvqa.tokenizer.model import CellTokenizer, CellTokenizerConfig
 from rvqa.training.distributed import Processes
-from rvqa.training.tokenizer.cells import Cells, TokenizerCells, gather, on_axis
+from rvqa.training.tokenizer.cells import Gathered, gather
 from rvqa.training.tokenizer.checkpoint import CheckpointFolder, identity
 from rvqa.training.tokenizer.codebooks import fill_codebooks
 from rvqa.training.tokenizer.run import Run
@@ -67,13 +68,13 @@ def select_genes(references: Sequence[Cells], n_top_genes: int) -> GeneAxis:
     best_G = np.full(len(axis), np.inf)
     for reference in references:
         mean_G, square_G, cells_G = (np.zeros(len(axis)) for _ in range(3))
-        for rows, counts in on_axis(reference, axis):
+        for rows, counts in reference.on_axis(axis):
             log1p = log1p_normalise(counts, reference.library_size[rows]).astype(np.float64)
             mean_G += np.asarray(log1p.sum(0)).ravel()
             square_G += np.asarray(log1p.multiply(log1p).sum(0)).ravel()
             cells_G += counts.getnnz(0)
-        mean_G /= len(reference.labels)
-        variance_G = square_G / len(reference.labels) - mean_G**2
+        mean_G /= len(reference)
+        variance_G = square_G / len(reference) - mean_G**2
         seen_G = np.flatnonzero(cells_G >= 10)
         if not len(seen_G):
             continue
@@ -198,7 +199,7 @@ def fit_tokenizer(
 
 def _gathered(
     files: Sequence[Cells], axis: GeneAxis, scratch: str | Path | None, part: str, processes: Processes
-) -> TokenizerCells:
+) -> Gathered:
     """Cells on the axis; where they stay on disk, one process writes them for all."""
     folder = None if scratch is None else Path(scratch) / part
     if folder is None or processes.world == 1:
@@ -209,7 +210,7 @@ def _gathered(
     return gather(files, axis, folder=folder, read=False)
 
 
-def _set_statistics(tokenizer: CellTokenizer, cells: TokenizerCells, settings: TokenizerSettings) -> None:
+def _set_statistics(tokenizer: CellTokenizer, cells: Gathered, settings: TokenizerSettings) -> None:
     """Mean and scale of log1p counts per 10,000, and share of all counts, over the cells that measured a gene."""
     sums_FG = np.zeros((4, *cells.measured_FG.shape))
     for file, rows in cells.blocks():
@@ -230,7 +231,7 @@ def _set_statistics(tokenizer: CellTokenizer, cells: TokenizerCells, settings: T
     tokenizer.log_share_G.copy_(torch.from_numpy(np.log(share_G)))
 
 
-def _latents_as_encoded(tokenizer: CellTokenizer, cells: TokenizerCells) -> Tensor:
+def _latents_as_encoded(tokenizer: CellTokenizer, cells: Gathered) -> Tensor:
     """Latents [N, D] with the bits that `CellTokenizer.encode` quantizes; the dense layers round differently."""
     latent_ND = torch.empty(len(cells.library_size), tokenizer.config.latent)
     own = align(tokenizer.axis.to_frame(), tokenizer.axis, aliases=False)
@@ -258,7 +259,7 @@ def _use_every_code(tokenizer: CellTokenizer, latent_ND: Tensor, processes: Proc
         )
 
 
-def _set_dispersion(tokenizer: CellTokenizer, cells: TokenizerCells, codes_NM: np.ndarray) -> None:
+def _set_dispersion(tokenizer: CellTokenizer, cells: Gathered, codes_NM: np.ndarray) -> None:
     """Negative binomial dispersion of each gene by moments: sum((c - m)^2 - c) = dispersion x sum(m^2)."""
     excess_G, square_G = np.zeros(len(tokenizer.axis)), np.full(len(tokenizer.axis), 1e-12)
     for rows, share_BG in tokenizer.share_blocks(codes_NM):

@@ -21,17 +21,16 @@ import pandas as pd
 import torch
 
 import rvqa
+from rvqa.data import splits
 from rvqa.data.columns import as_text, split_names
-from rvqa.data.files.layers import Layers
 from rvqa.data.files.watch import Watch
-from rvqa.data.studies import label_table, study_files
-from rvqa.evaluation import splits
+from rvqa.data.reading import Layers
+from rvqa.data.studies import label_table, open_study, study_files
 from rvqa.io.files import whole_directory, writing
 from rvqa.io.temporaries import folder_beside
 from rvqa.language.model import require_new_directory
 from rvqa.tokenizer.model import CellTokenizer
 from rvqa.training.distributed import Processes
-from rvqa.training.tokenizer.cell_files import CellFile
 from rvqa.training.tokenizer.fit import fit_tokenizer
 from rvqa.training.tokenizer.settings import TokenizerSettings
 
@@ -101,16 +100,20 @@ def fit_tokenizer_files(
         paths = study_files(given)
         watches = [Watch(path) for path in paths]
         files = [
-            CellFile.open(file, scratch=rows, labels=labels, donor=donor, condition=condition, layer=layer, table=table)
+            open_study(file, scratch=rows, labels=labels, donor=donor, condition=condition, layer=layer, table=table)
             for file in paths
         ]
-        conditions = {name for file in files for name in file.cells.condition_N if name}
-        donors = {name for file in files for name in file.cells.donor_N if name}
+        conditions = {name for file in files for name in file.condition_N if name}
+        donors = {name for file in files for name in file.donor_N if name}
         control = split_names(control, conditions)
         held_out, validation = (split_names(map(as_text, names), donors) for names in (held_out, validation))
-        split = splits.make_split([file.cells for file in files], held_out=held_out, validation=validation)
+        split = splits.make_split(files, held_out=held_out, validation=validation)
         fitted, valid = (
-            [file.take(rows_N, control) for file in files if (rows_N := splits.rows_of(split, file.cells, role)).any()]
+            [
+                file.take(rows_N).with_control(control)
+                for file in files
+                if (rows_N := splits.rows_of(split, file, role)).any()
+            ]
             for role in (splits.FIT, splits.VALIDATION)
         )
         fitting = time.perf_counter()
@@ -128,11 +131,11 @@ def fit_tokenizer_files(
     facts = {
         "settings": asdict(settings),
         "files": {
-            file.cells.name: {
-                "cells": len(file.cells),
-                "genes": len(file.source.var),
-                "counts_from": file.source.place,
-                "left_out": dict(file.source.left_out),
+            file.name: {
+                "cells": len(file),
+                "genes": len(file.var),
+                "counts_from": file.place,
+                "left_out": dict(file.left_out),
             }
             for file in files
         },

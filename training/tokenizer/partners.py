@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, svds
 
 from rvqa.data.depth import log1p_normalise
-from rvqa.training.tokenizer.cells import TokenizerCells
+from rvqa.training.tokenizer.cells import Gathered
 
 MOST_CELLS = 5_000
 """Cells of a file that can have partners, drawn at random from larger ones."""
@@ -44,7 +44,7 @@ class Partners:
         return having, self.rows[first[having] + rng.integers(count[having])]
 
 
-def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
+def find_partners(cells: Gathered, *, seed: int) -> Partners:
     """Mutual nearest neighbours among the files of a fit; none where there is one file."""
     files = len(cells.measured_FG)
     if files == 1:
@@ -73,7 +73,7 @@ def find_partners(cells: TokenizerCells, *, seed: int) -> Partners:
     return Partners(pointers, second[order])
 
 
-def _standardised(cells: TokenizerCells, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
+def _standardised(cells: Gathered, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
     dense = log1p_normalise(cells.counts[rows], cells.library_size[rows])[:, genes].toarray()
     return np.clip((dense - dense.mean(0)) / np.maximum(dense.std(0), _MIN_SCALE), -_LARGEST, _LARGEST)
 

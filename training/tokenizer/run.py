@@ -20,7 +20,7 @@ from rvqa.data.depth import TARGET_SUM, log1p_normalise
 from rvqa.kernels import ops
 from rvqa.tokenizer.model import CellTokenizer
 from rvqa.training.distributed import Processes
-from rvqa.training.tokenizer.cells import TokenizerCells, latent_blocks, latents
+from rvqa.training.tokenizer.cells import Gathered, latent_blocks, latents
 from rvqa.training.tokenizer.checkpoint import CheckpointFolder, State
 from rvqa.training.tokenizer.codebooks import k_means
 from rvqa.training.tokenizer.losses import Reconstruction, relative_distance
@@ -51,10 +51,10 @@ class Run:
     def __init__(
         self,
         tokenizer: CellTokenizer,
-        cells: TokenizerCells,
+        cells: Gathered,
         settings: TokenizerSettings,
         *,
-        validation: TokenizerCells | None,
+        validation: Gathered | None,
         processes: Processes,
     ) -> None:
         self.tokenizer, self.cells, self.settings = tokenizer, cells, settings
@@ -288,7 +288,7 @@ class Run:
         since = self.step - self.half
         return since > 0 and (since % self.per_epoch == 0 or self.step == self.steps)
 
-    def _validate(self, cells: TokenizerCells) -> None:
+    def _validate(self, cells: Gathered) -> None:
         """Keep the weights if they are the best so far."""
         loss = self.validation_loss(cells)
         self.waited += 1
@@ -297,7 +297,7 @@ class Run:
             self.best = {name: tensor.clone() for name, tensor in self.tokenizer.state_dict().items()}
 
     @torch.inference_mode()
-    def validation_loss(self, cells: TokenizerCells) -> float:
+    def validation_loss(self, cells: Gathered) -> float:
         """Mean loss a cell, read as it is and decoded from all of its codes; the same number in all processes."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         tables, n = self.tokenizer.tables, len(cells.library_size)

@@ -21,12 +21,12 @@ from anndata import AnnData
 from anndata.io import read_elem, write_elem
 
 import rvqa
-from rvqa.data.counts import AUTO
 from rvqa.data.files import tenx
 from rvqa.data.files.frames import Frame, stored_frame
 from rvqa.data.files.source import PARTS
 from rvqa.data.files.sources import anndata_root, obs_of, read_cells
 from rvqa.data.files.watch import Watch
+from rvqa.data.reading import AUTO
 from rvqa.errors import InputError, InputWarning
 from rvqa.io.checked_hdf5 import hdf5_file, require_taken
 from rvqa.io.files import UNREADABLE, require_folder, require_writable, whole_directory, whole_file, write_anndata

@@ -16,18 +16,18 @@ import h5py
 import pandas as pd
 from anndata import AnnData
 
-from rvqa.data.counts import AUTO, find_counts
+from rvqa.data.counts import find_counts
 from rvqa.data.features import gene_features, with_kinds
 from rvqa.data.files import matrices, matrix_market, memory, tenx
 from rvqa.data.files.frames import Frame, stored_frame
 from rvqa.data.files.heaps import require_heaps
-from rvqa.data.files.layers import Given, Layers, layer_of
 from rvqa.data.files.links import require_own
 from rvqa.data.files.source import Source, add_rest, anndata_of
 from rvqa.data.files.stores import require_inside
 from rvqa.data.files.transpose import transposed
 from rvqa.data.files.watch import Watch
 from rvqa.data.kinds import MatrixKind, inspect_matrix, native
+from rvqa.data.reading import AUTO, Given, Layers, layer_of
 from rvqa.errors import InputError, about, nearest
 from rvqa.io.files import reading, require_anndata, require_hdf5, warn_of_repeated
 from rvqa.io.temporaries import scratch_folder

@@ -15,8 +15,8 @@ import rvqa
 from rvqa.data.alignment import match_columns
 from rvqa.data.columns import labels_of, split_names, texts
 from rvqa.data.features import gene_features, with_kinds
-from rvqa.data.files.layers import Layers
 from rvqa.data.genes import GeneAxis
+from rvqa.data.reading import Layers
 from rvqa.errors import InputError, InputWarning
 from tests.data.files.conftest import read_codes
 from tests.data.files.test_files import tenx_h5

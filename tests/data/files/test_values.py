@@ -109,8 +109,8 @@ def test_a_missing_condition_teaches_no_condition(read):
     with pytest.warns(InputWarning, match=r"50 of 200 cells have no value in obs\['c'\]"):
         reference = read_reference(adata, labels="cell_type", condition="c", control="ctrl")
     assert words([reference])[1] == ["drug"]
-    assert (reference.conditions[50:100] == "drug").all()
-    assert [each is None for each in reference.conditions] == [True] * 50 + [False] * 150
+    assert (reference.condition_N[50:100] == "drug").all()
+    assert [each is None for each in reference.condition_N] == [True] * 50 + [False] * 150
 
 
 def test_the_corpus_leaves_it_out(read, model):
@@ -123,7 +123,7 @@ def test_the_corpus_leaves_it_out(read, model):
         )
     settings = CorpusSettings(variants=1, generate_share=1.0)
     corpus = Corpus([reference], model.cell_tokenizer, model.prompts, settings, seed=0)
-    labelled = reference.labels != ""
+    labelled = reference.label_N != ""
     assert set(corpus.labelled) == set(np.flatnonzero(labelled))
     assert set(corpus.told) == set(np.flatnonzero(labelled & (np.arange(200) >= 150)))
     assert set(corpus.perturbed) <= set(range(150, 170))

@@ -55,7 +55,7 @@ def test_loss_is_taken_on_the_answer_and_its_end(model, corpus):
 
 def test_every_labelled_cell_is_annotated_once_an_epoch(corpus, references):
     rows = sum(len(batch.ids_BL) for batch in corpus.epoch(64) if batch.task == "annotate")
-    assert rows == (references[0].labels != "").sum()
+    assert rows == (references[0].label_N != "").sum()
 
 
 def test_partners_are_control_cells_of_the_same_label(corpus):

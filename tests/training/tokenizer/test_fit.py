@@ -5,6 +5,7 @@ import pytest
 import torch
 from anndata import AnnData
 
+from rvqa.data.reading import Reading
 from rvqa.encoding import cell_codes
 from rvqa.errors import InputError, InputWarning
 from rvqa.kernels import ops
@@ -17,7 +18,7 @@ from rvqa.training.tokenizer.settings import TokenizerSettings
 
 @pytest.fixture(scope="module")
 def reference(shipped):
-    return read_reference(shipped.references[0], labels="label", library_size_key="depth")
+    return read_reference(shipped.references[0], labels="label", reading=Reading(library_size_key="depth"))
 
 
 def test_the_same_seed_gives_the_same_tokenizer(reference, one_thread):
@@ -39,10 +40,7 @@ def test_the_same_seed_gives_the_same_tokenizer(reference, one_thread):
 def test_every_code_is_the_code_of_some_cell_of_the_fit(pbmc_tokenizer, read):
     """A contract, not a property of one fit: codewords that no cell uses are moved to cells after the last step."""
     codes = np.concatenate(
-        [
-            cell_codes(read(name), pbmc_tokenizer, layer=None, library_size_key=None)[0]
-            for name in ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")
-        ]
+        [cell_codes(read(name), pbmc_tokenizer)[0] for name in ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")]
     )
     assert used(codes) == [32] * 8
 
@@ -114,7 +112,7 @@ def test_fewer_different_cells_than_codewords_leave_codes_unused(distinct):
 
 @pytest.mark.parametrize("settings", [{}, {"quantize": False}, {"epochs": 1}], ids=str)
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_fit_that_ends_with_unused_codewords_fills_them(reference, tmp_path, monkeypatch, settings, stored):
+def test_a_fit_that_ends_with_unused_codewords_fills_them(shipped, reference, tmp_path, monkeypatch, settings, stored):
     """As `encode` gives codes to users, bit for bit; in memory and on disk alike."""
     run = Run.run
 
@@ -125,16 +123,16 @@ def test_a_fit_that_ends_with_unused_codewords_fills_them(reference, tmp_path, m
     monkeypatch.setattr(Run, "run", ends_badly)
     settings = TokenizerSettings(**{"epochs": 4, "n_top_genes": 300, "levels": 4, **settings})
     tokenizer = fit_tokenizer([reference], settings, scratch=tmp_path if stored else None, progress=False)
-    codes, _ = cell_codes(reference.adata, tokenizer, layer=None, library_size_key="depth")
+    codes, _ = cell_codes(shipped.references[0], tokenizer, Reading(library_size_key="depth"))
     assert used(codes) == [32] * 4
 
 
-def test_cells_that_are_too_alike_are_told(reference):
-    same = reference.adata[[0] * 40].copy()
+def test_cells_that_are_too_alike_are_told(shipped):
+    same = shipped.references[0][[0] * 40].copy()
     same.obs_names_make_unique()
     settings = TokenizerSettings(epochs=1, levels=2)
     with pytest.warns(InputWarning, match="use 1, 1 of 32 codes at the levels 1 to 2: they are too alike"):
-        fit_tokenizer([read_reference(same, library_size_key="depth")], settings, progress=False)
+        fit_tokenizer([read_reference(same, reading=Reading(library_size_key="depth"))], settings, progress=False)
 
 
 # Genes, k-means, bad references
@@ -158,8 +156,8 @@ def test_k_means_places_codewords_on_separate_groups():
     assert torch.cdist(centres, found).amin(1).max() < 0.5
 
 
-def test_too_few_cells_or_genes_are_refused(reference):
-    few = reference.adata[:20].copy()
+def test_too_few_cells_or_genes_are_refused(shipped):
+    few = shipped.references[0][:20].copy()
     with pytest.raises(InputError, match="50"):
         fit_tokenizer([read_reference(few[:5].copy(), labels="label")], progress=False)
     dense = AnnData(np.random.default_rng(0).poisson(3.0, (20, 60)).astype(np.float32))
@@ -187,6 +185,6 @@ def test_unlabelled_cells_and_ontology_ids(shipped):
     adata.obs["label"] = ["unlabeled", *adata.obs["label"].astype(str)[1:]]
     adata.obs["cell_type_ontology_term_id"] = "CL:0000084"
     found = read_reference(adata, labels="label")
-    assert found.labels[0] == ""
+    assert found.label_N[0] == ""
     assert "unlabeled" not in found.ontology_ids
     assert set(found.ontology_ids.values()) == {"CL:0000084"}

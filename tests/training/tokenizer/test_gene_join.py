@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from rvqa.data.cells import Cells
 from rvqa.data.genes import GeneAxis
 from rvqa.data.shared_genes import shared_sentence
 from rvqa.errors import InputError
-from rvqa.training.references import Reference, read_reference
+from rvqa.training.references import read_reference
 from rvqa.training.tokenizer.fit import fit_tokenizer, gene_shares, select_genes, shared_genes
 from rvqa.training.tokenizer.settings import TokenizerSettings
 
@@ -22,7 +23,7 @@ def pbmc(read) -> AnnData:
     return adata[::3, adata.var["ensembl_id"] != ""].copy()
 
 
-def part(adata: AnnData, third: int, names: str) -> Reference:
+def part(adata: AnnData, third: int, names: str) -> Cells:
     """Some of the cells, whose genes have only symbols, only Ensembl ids, or both."""
     cells = adata[third::3]
     both = {"gene_symbol": cells.var["gene_symbol"].to_numpy(), "ensembl_id": cells.var["ensembl_id"].to_numpy()}

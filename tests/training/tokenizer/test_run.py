@@ -54,7 +54,7 @@ SHARED = replace(TINY, checkpoint_steps=4, dead_below=2.0)
 """For two processes; codewords die."""
 
 
-def reference_of(seed, cells=162):
+def drawn(seed, cells=162):
     """Four types of cells over 90 genes, of different depth."""
     shares = np.random.default_rng(0).dirichlet(np.full(90, 0.5), 4)
     rng = np.random.default_rng(seed)
@@ -63,7 +63,11 @@ def reference_of(seed, cells=162):
     adata = AnnData(counts.astype(np.float32))
     adata.var_names = [f"GENE{i}" for i in range(90)]
     adata.obs["label"] = [f"type {each}" for each in types]
-    return read_reference(adata, name=f"cells {seed}", labels="label")
+    return adata
+
+
+def reference_of(seed, cells=162):
+    return read_reference(drawn(seed, cells), name=f"cells {seed}", labels="label")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +173,7 @@ def test_the_validation_loss_is_that_of_decoded_codes(cells, held_out, monkeypat
     """Taken once more by what users call: encode, decode, the Poisson of scipy."""
     losses, taken = [], Run.validation_loss
     monkeypatch.setattr(Run, "validation_loss", lambda *given: losses.append(taken(*given)) or losses[-1])
-    few = [read_reference(held_out[0].adata[:, 15:].copy(), name="few genes", labels="label")]
+    few = [read_reference(drawn(2, 50)[:, 15:].copy(), name="few genes", labels="label")]
     tokenizer = fit(cells, validation=few)
     alignment = align(few[0].var, tokenizer.axis)
     counts = map_columns(few[0].counts, alignment)
@@ -264,7 +268,7 @@ def test_a_checkpoint_of_another_fit_is_refused(cells, held_out, tmp_path, monke
         (held_out, TINY, {}, r"references\[0\]\.name is 'cells 1' there, 'cells 2' here"),
         (cells, TINY, {"validation": held_out}, "validation has 0 entries there, 1 here"),
         ([reference_of(1, cells=150)], TINY, {}, r"cells is 162 there, 150 here.*Remove that folder, or give another"),
-        ([replace(cells[0], labels=cells[0].labels[::-1])], TINY, {}, r"references\[0\]\.labels"),
+        ([replace(cells[0], label_N=cells[0].label_N[::-1])], TINY, {}, r"references\[0\]\.labels"),
         ([replace(cells[0], library_size=cells[0].library_size + 1, given=True)], TINY, {}, r"references\[0\]\.counts"),
     ):
         with pytest.raises(InputError, match=message):

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from rvqa.data.cells import Cells
 from rvqa.data.columns import as_text, labels_of
-from rvqa.data.studies import CellTable
 from rvqa.errors import InputError, require_known
 
 FIT, VALIDATION, HELD_OUT = "fit", "validation", "held out"
@@ -40,7 +40,7 @@ def by_donor(adata: AnnData, key: str, held_out: Sequence[str]) -> tuple[np.ndar
 
 
 def make_split(
-    studies: Sequence[CellTable], *, held_out: Sequence[str] = (), validation: Sequence[str] = ()
+    studies: Sequence[Cells], *, held_out: Sequence[str] = (), validation: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Role of every cell of the files of a fit.
 
@@ -108,13 +108,13 @@ def read_split(path: Path) -> pd.DataFrame:
     return split.astype(str)
 
 
-def rows_of(split: pd.DataFrame, study: CellTable, role: str) -> np.ndarray:
+def rows_of(split: pd.DataFrame, study: Cells, role: str) -> np.ndarray:
     """Rows of a study that have a role, bool [N]; all False for a file that is not in the split."""
     mine = split[(split["file"] == study.name) & (split["role"] == role)]
     return np.isin(study.cell_N.astype(str), mine["cell"].to_numpy(dtype=str))
 
 
-def unseen_rows(split: pd.DataFrame, study: CellTable) -> np.ndarray:
+def unseen_rows(split: pd.DataFrame, study: Cells) -> np.ndarray:
     """Rows of a study that no fit has seen, bool [N].
 
     In a file of the split: its held-out cells. In another file: all cells but those of a donor whose cells were fitted
@@ -128,7 +128,7 @@ def unseen_rows(split: pd.DataFrame, study: CellTable) -> np.ndarray:
     return ~seen_N & (study.donor_N != "") if seen_N.any() else ~seen_N
 
 
-def related(split: pd.DataFrame, study: CellTable) -> bool:
+def related(split: pd.DataFrame, study: Cells) -> bool:
     """Whether a study is of the fit, or has a donor of it: its unseen cells are of a study that was seen."""
     donors = set(split["donor"]) - {""}
     return study.name in set(split["file"]) or bool(np.isin(study.donor_N, list(donors)).any())

@@ -7,14 +7,15 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from rvqa.data import cells as data_cells
+from rvqa.data.cells import in_blocks
 from rvqa.data.columns import labels_of
 from rvqa.data.files import matrices
-from rvqa.data.studies import label_table
+from rvqa.data.studies import label_table, open_study
 from rvqa.errors import InputError, InputWarning
 from rvqa.training.references import read_reference
 from rvqa.training.tokenizer import cells as tokenizer_cells
-from rvqa.training.tokenizer.cell_files import CellFile
-from rvqa.training.tokenizer.cells import StoredRows, in_blocks
+from rvqa.training.tokenizer.cells import StoredRows
 from rvqa.training.tokenizer.fit import fit_tokenizer
 from rvqa.training.tokenizer.fit_files import fit_tokenizer_files
 from rvqa.training.tokenizer.settings import TokenizerSettings
@@ -96,7 +97,8 @@ def write(adata, path, form):
 
 @pytest.mark.parametrize(("suffix", "form"), [("h5ad", "csc"), ("h5ad", "dense"), ("zarr", "csr"), ("zarr", "csc")])
 def test_any_form_of_file_gives_the_same_tokenizer(tmp_path, monkeypatch, suffix, form):
-    monkeypatch.setattr(tokenizer_cells, "ROWS", 64)
+    for module in (data_cells, tokenizer_cells):
+        monkeypatch.setattr(module, "ROWS", 64)
     fitted = []
     for folder, name, kind in (("one", "cells.h5ad", "csr"), ("two", f"cells.{suffix}", form)):
         (tmp_path / folder).mkdir()
@@ -123,7 +125,7 @@ def test_rows_on_disk_are_those_of_the_matrix(tmp_path):
 
 @pytest.mark.parametrize("parts", [[10], [3, 7], [4, 4, 2], [1] * 10, [0, 10, 0]])
 def test_blocks_do_not_depend_on_how_rows_come(monkeypatch, parts):
-    monkeypatch.setattr(tokenizer_cells, "ROWS", 4)
+    monkeypatch.setattr(data_cells, "ROWS", 4)
     matrix = sp.csr_matrix(np.arange(20).reshape(10, 2))
     ends = np.cumsum(parts)
     blocks = list(in_blocks(matrix[end - n : end] for n, end in zip(parts, ends, strict=True)))
@@ -132,18 +134,18 @@ def test_blocks_do_not_depend_on_how_rows_come(monkeypatch, parts):
 
 
 def opened(path, tmp_path):
-    return CellFile.open(path, scratch=tmp_path, labels="cell_type", donor="donor", condition="condition")
+    return open_study(path, scratch=tmp_path, labels="cell_type", donor="donor", condition="condition")
 
 
 def test_only_the_cells_that_are_taken_are_read(tmp_path):
     adata = small()
     adata.X.data[adata.X.indptr[299]] = 0.5  # in the last cell
     file = opened(write(adata, tmp_path / "cells.h5ad", "csr"), tmp_path)
-    first = file.take(np.arange(300) < 100, [])
+    first = file.take(np.arange(300) < 100)
     assert first.library_size.tolist() == adata.X[:100].sum(1).A1.tolist()
     assert first.gene_totals().tolist() == adata.X[:100].sum(0).A1.tolist()
     with pytest.raises(InputError, match="not integers"):
-        file.take(np.arange(300) >= 100, []).gene_totals()
+        file.take(np.arange(300) >= 100).gene_totals()
 
 
 def test_what_is_wrong_with_a_file_is_said_and_nothing_stays(tmp_path):

@@ -5,26 +5,21 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from rvqa.data.studies import Study, label_table, read_study, shared_axis, study_files
+from rvqa.data import splits
+from rvqa.data.cells import Cells, unknown
+from rvqa.data.studies import label_table, read_study, shared_axis, study_files
 from rvqa.errors import InputError
-from rvqa.evaluation import splits
 
 
 def study(name, donors, cells=None):
     N = len(donors)
-    texts = [np.array([""] * N, dtype=object) for _ in range(3)]
-    return Study(
-        name,
-        texts[0],
-        texts[1],
-        np.array(donors, dtype=object),
-        texts[2],
-        np.array(cells or [f"{name}-{i}" for i in range(N)], dtype=object),
-        sp.csr_matrix(np.ones((N, 60), dtype=np.float32)),
-        pd.DataFrame(index=[f"GENE{i}" for i in range(60)]),
-        np.full(N, 60.0),
-        False,
-    )
+    columns = unknown(N) | {
+        "donor_N": np.array(donors, dtype=object),
+        "cell_N": np.array(cells or [f"{name}-{i}" for i in range(N)], dtype=object),
+    }
+    counts = sp.csr_matrix(np.ones((N, 60), dtype=np.float32))
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(60)])
+    return Cells(counts, var, np.full(N, 60.0), given=False, **columns, name=name)
 
 
 def test_roles():

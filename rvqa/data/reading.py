@@ -1,19 +1,21 @@
-"""Which files were given, and where the counts of each are."""
+"""How counts are read: which layer of a file, which column of totals, and whether log1p values are turned back."""
 
-import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from anndata import AnnData
 
-from rvqa.data.counts import AUTO
 from rvqa.errors import InputError, nearest
 from rvqa.io.files import HDF5_SUFFIXES
 
 Given: TypeAlias = str | Path | AnnData
+"""A file, or cells in memory."""
+
+AUTO = "auto"
+"""The layer that stands for X or, where X holds no raw counts, the place that does."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +71,36 @@ class Layers:
         return dict(self.by_file).get(place, self.default)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the counts of cells are read. The defaults are those of `rvqa.encode`.
+
+    Attributes
+    ----------
+    layer
+        None or "X" for `X`, a key of `adata.layers`, "raw" for `adata.raw.X` (unless a layer is itself called so), or
+        "auto": `X`, or where that holds no raw counts the place that does. `Layers` gives each of several files its
+        own; `of` picks it.
+    library_size_key
+        Column of `obs` with the total over all sequenced genes.
+    recover
+        Whether log1p-normalised values are turned back into counts where `rvqa.data.recovery` proves them. None where
+        the caller has no such choice, so that no message offers it.
+    """
+
+    layer: str | Layers | None = None
+    library_size_key: str | None = None
+    recover: bool | None = False
+
+    def of(self, given: Given) -> "Reading":
+        """How one of several files is read."""
+        return replace(self, layer=self.layer_of(given))
+
+    def layer_of(self, given: Given) -> str | None:
+        """The layer of one file."""
+        return layer_of(self.layer, given)
+
+
 def layer_of(layer: str | Layers | None, given: Given) -> str | None:
     """The layer of one file, of one for all or of `Layers`."""
     return layer.layer(given) if isinstance(layer, Layers) else layer
-
-
-def expand(given: Given | Sequence[Given]) -> list[Given]:
-    """Files of a path, a pattern with `*`, or a list of these; an AnnData stays as it is.
-
-    Raises
-    ------
-    rvqa.errors.InputError
-        A pattern that no file matches, or the same file twice.
-    """
-    files: list[Given] = []
-    for each in given if isinstance(given, list | tuple) else [given]:
-        if isinstance(each, AnnData):
-            files.append(each)
-            continue
-        text = str(each)
-        found = sorted(glob.glob(text)) if glob.has_magic(text) and not Path(text).exists() else [text]
-        if not found:
-            raise InputError(f"No file matches {text!r}. Check the pattern.")
-        files += [Path(name) for name in found]
-    paths = [os.path.realpath(path) for path in files if isinstance(path, Path)]
-    if repeated := [path for at, path in enumerate(paths) if path in paths[:at]]:
-        raise InputError(f"{repeated[0]} is given twice. Give each file once.")
-    if not files:
-        raise InputError("No file was given. Give one or more .h5ad files or .zarr stores.")
-    return files
