@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from rvqa.errors import InputError
@@ -86,6 +87,16 @@ class Processes:
         parts = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(parts, own)
         return [part.cpu() for part in parts]
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Texts of all processes by rank, of any length."""
+        own = torch.tensor(list(text.encode(errors="surrogateescape")), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gather(torch.tensor([len(own)]))]
+        parts = self.gather(F.pad(own, (0, max(sizes) - len(own))))
+        return [
+            bytes(part[:size].tolist()).decode(errors="surrogateescape")
+            for part, size in zip(parts, sizes, strict=True)
+        ]
 
     def wait(self) -> None:
         """Go on when all processes are here."""

@@ -1,14 +1,97 @@
-"""Codebooks at their start and at their end: k-means, and codewords that no cell uses."""
+"""Codebooks of a fit: k-means at their start, moving averages, and at their end codewords that no cell uses."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rvqa.kernels import ops
+from rvqa.tokenizer.model import CellTokenizer
+from rvqa.training.distributed import Processes
+from rvqa.training.tokenizer.cells import Gathered, latents
+from rvqa.training.tokenizer.settings import TokenizerSettings
 
 _ROUNDING = 1e-5
 """Distance from a codeword, relative to a latent's length, below which a latent only repeats the codeword: some hundred
 times what latents differ by between machines."""
+
+
+class MovingCodebooks:
+    """Codebooks of a tokenizer while they move with the batches.
+
+    Parameters
+    ----------
+    tokenizer
+        Whose codebooks are changed in place.
+    settings
+        Decay of the averages, and the use under which a codeword is replaced.
+    processes
+        Who shares the work. Rank 0 draws what is random.
+    rng
+        Generator of k-means and of the residuals that replace codewords.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CellTokenizer,
+        settings: TokenizerSettings,
+        processes: Processes,
+        rng: np.random.Generator,
+    ) -> None:
+        self.tokenizer, self.settings, self.processes, self.rng = tokenizer, settings, processes, rng
+        shape, device = (settings.levels, settings.entries), processes.device
+        self.usage_MK = torch.ones(shape, device=device)
+        self.sum_MKD = torch.zeros(*shape, settings.latent, device=device)
+
+    def start(self, cells: Gathered) -> None:
+        """k-means++ and 15 rounds of Lloyd on the residuals of every level, over at most 20,000 cells."""
+        codebooks_MKD = torch.zeros(self.tokenizer.codebooks_MKD.shape)
+        if self.processes.first:
+            residual_ND = latents(self.tokenizer, cells).cpu()
+            if len(residual_ND) > 20_000:
+                residual_ND = residual_ND[self.rng.choice(len(residual_ND), 20_000, replace=False)]
+            for level in range(self.settings.levels):
+                codebook_KD = k_means(residual_ND, self.settings.entries, self.rng)
+                codebooks_MKD[level] = codebook_KD
+                residual_ND = residual_ND - codebook_KD[ops.nearest_codeword(residual_ND, codebook_KD)[0]]
+        self.tokenizer.codebooks_MKD.copy_(self.processes.broadcast_(codebooks_MKD.to(self.processes.device)))
+        self.sum_MKD.copy_(self.tokenizer.codebooks_MKD)
+
+    @torch.no_grad()
+    def quantize(self, latent_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize, then move the codebooks; returns the full sum and a sum of random depth (half of the cells)."""
+        settings, codebooks_MKD = self.settings, self.tokenizer.codebooks_MKD
+        codes_BM = ops.residual_quantize(latent_BD, self.tokenizer.tables).long()
+        full_depth = torch.rand(len(latent_BD)) < 0.5  # drawn on the CPU, whatever the device
+        depth_B = torch.where(full_depth, settings.levels, torch.randint(1, settings.levels + 1, (len(latent_BD),)))
+        depth_B = depth_B.to(latent_BD.device)
+        residual_BD, prefix_BD = latent_BD.clone(), torch.zeros_like(latent_BD)
+        residual_MBD = []
+        used_MK, sum_MKD = torch.zeros_like(self.usage_MK), torch.zeros_like(self.sum_MKD)
+        for level in range(settings.levels):
+            codes_B = codes_BM[:, level]
+            chosen_BD = codebooks_MKD[level, codes_B]
+            residual_MBD.append(residual_BD.clone())
+            used_MK[level] = torch.bincount(codes_B, minlength=settings.entries)
+            sum_MKD[level].index_add_(0, codes_B, residual_BD)
+            residual_BD -= chosen_BD
+            prefix_BD += chosen_BD * (depth_B > level)[:, None]
+        self._move(used_MK, sum_MKD, residual_MBD)
+        return latent_BD - residual_BD, prefix_BD
+
+    def _move(self, used_MK: Tensor, sum_MKD: Tensor, residual_MBD: list[Tensor]) -> None:
+        """Moving averages over the cells of all processes; unused codewords become residuals that rank 0 draws."""
+        settings = self.settings
+        self.usage_MK.lerp_(self.processes.sum_(used_MK), 1 - settings.decay)
+        self.sum_MKD.lerp_(self.processes.sum_(sum_MKD), 1 - settings.decay)
+        unused = torch.nonzero(self.usage_MK < settings.dead_below)
+        if len(unused):
+            drawn_ND = torch.zeros(len(unused), settings.latent, device=self.processes.device)
+            if self.processes.first:
+                for row, level in enumerate(unused[:, 0].tolist()):
+                    drawn_ND[row] = residual_MBD[level][int(self.rng.integers(len(residual_MBD[level])))]
+            self.sum_MKD[unused[:, 0], unused[:, 1]] = self.processes.broadcast_(drawn_ND)
+            self.usage_MK[unused[:, 0], unused[:, 1]] = 1.0
+        self.tokenizer.codebooks_MKD.copy_(self.sum_MKD / self.usage_MK[:, :, None])
 
 
 def k_means(rows_ND: Tensor, n_clusters: int, rng: np.random.Generator, *, rounds: int = 15) -> Tensor:

@@ -7,7 +7,6 @@ split.parquet   role of every cell of the files: fitted, for validation, held ou
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -154,7 +153,6 @@ def fit_tokenizer_files(
     return facts
 
 
-_LONGEST_PATH = 4096
 _MAC = sys.platform == "darwin"
 """Where the system counts memory in bytes."""
 
@@ -163,14 +161,11 @@ _MAC = sys.platform == "darwin"
 def _scratch(path: Path, processes: Processes) -> Iterator[Path]:
     """Folder beside an output for counts on their way, one for all processes; it goes with the block."""
     with ExitStack() as stack:
-        name = torch.zeros(_LONGEST_PATH, dtype=torch.uint8)
+        folder = ""
         if processes.first:
             with writing(path):
-                folder = stack.enter_context(folder_beside(path.absolute()))
-            told = os.fsencode(folder)
-            name[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
-        name = processes.broadcast_(name.to(processes.device)).cpu()
-        yield Path(os.fsdecode(bytes(name.tolist()).rstrip(b"\0")))
+                folder = str(stack.enter_context(folder_beside(path.absolute())))
+        yield Path(processes.gather_texts(folder)[0])
         processes.wait()
 
 

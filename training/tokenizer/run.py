@@ -16,19 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rvqa.data.depth import TARGET_SUM, log1p_normalise
+from rvqa.data.depth import TARGET_SUM
 from rvqa.kernels import ops
 from rvqa.tokenizer.model import CellTokenizer
 from rvqa.training.distributed import Processes
-from rvqa.training.tokenizer.cells import Gathered, latent_blocks, latents
+from rvqa.training.tokenizer.augmentation import Augmentation
+from rvqa.training.tokenizer.cells import Gathered, latent_blocks
 from rvqa.training.tokenizer.checkpoint import CheckpointFolder, State
-from rvqa.training.tokenizer.codebooks import k_means
+from rvqa.training.tokenizer.codebooks import MovingCodebooks
 from rvqa.training.tokenizer.losses import Reconstruction, relative_distance
 from rvqa.training.tokenizer.partners import find_partners
 from rvqa.training.tokenizer.settings import TokenizerSettings
-
-_STATE_BYTES = 1024
-"""Room for the JSON of a numpy generator's state."""
 
 
 class Run:
@@ -74,9 +72,6 @@ class Run:
         )
         self.partners = find_partners(cells, seed=settings.seed) if settings.alignment else None
         self.scale = TARGET_SUM / 500 / len(tokenizer.axis)
-        self.usage_MK = torch.ones(settings.levels, settings.entries, device=self.device)
-        self.sum_MKD = torch.zeros(settings.levels, settings.entries, settings.latent, device=self.device)
-
         n = len(cells.library_size)
         self.per_epoch = max(1, round(n / settings.batch_size))
         self.half = max(1, min(settings.epochs * self.per_epoch, settings.max_steps) // 2)
@@ -91,6 +86,8 @@ class Run:
         else:
             for _ in range(-(-self.steps // self.per_epoch)):  # go past what `_batches` draws from the same seed
                 self.rng.permutation(n)
+        self.augmentation = Augmentation(tokenizer, cells, settings, self.rng)
+        self.codebooks = MovingCodebooks(tokenizer, settings, processes, self.rng)
 
     def run(self, *, progress: bool, checkpoint: CheckpointFolder | None) -> None:
         """Warm half, k-means, joint half with a learning rate that falls to zero. Ends with the best weights."""
@@ -114,7 +111,7 @@ class Run:
         if self.best:
             self.tokenizer.load_state_dict(self.best)
         if not self.settings.quantize:
-            self._start_codebooks()
+            self.codebooks.start(self.cells)
 
     @property
     def stopped(self) -> bool:
@@ -134,7 +131,7 @@ class Run:
         """One step of the optimiser on a batch; returns the loss of this process' part of it."""
         settings = self.settings
         if self.step == self.half and settings.quantize:
-            self._start_codebooks()
+            self.codebooks.start(self.cells)
         if self.step >= self.half:
             for group in self.optimiser.param_groups:
                 turn = math.pi * (self.step - self.half) / self.half
@@ -156,10 +153,10 @@ class Run:
         library_B = cells.library_size[rows]
         measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[rows]])
         tokenizer.train()
-        latent_BD = tokenizer.encode_dense(self._input(counts, library_B, measured_BG))
+        latent_BD = tokenizer.encode_dense(self.augmentation.read(rows))
         used_BD, extra = latent_BD, self._pull(rows, latent_BD)
         if quantize:
-            full_BD, prefix_BD = self._quantize(latent_BD.detach())
+            full_BD, prefix_BD = self.codebooks.quantize(latent_BD.detach())
             extra = extra + settings.commitment * F.mse_loss(latent_BD, full_BD)
             used_BD = latent_BD + (prefix_BD - latent_BD).detach()  # straight-through gradient
         log_share_BG = tokenizer.log_share(used_BD)
@@ -183,39 +180,20 @@ class Run:
 
         In the first half alone: pulled on to the end, codes would lose what tells cells of one kind apart.
         """
-        settings, cells = self.settings, self.cells
+        settings = self.settings
         pull = torch.zeros((), device=self.device)
         if self.step >= self.half:
             return pull
         if settings.consistency:
-            measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[rows]])
-            worse = self._input(cells.counts[rows], cells.library_size[rows], measured_BG, always=True)
-            known_BD = latent_BD.detach()
-            pull = settings.consistency * relative_distance(self.tokenizer.encode_dense(worse), known_BD)
+            worse_BD = self.tokenizer.encode_dense(self.augmentation.read(rows, always=True))
+            pull = settings.consistency * relative_distance(worse_BD, latent_BD.detach())
         if self.partners is not None:
             having, others = self.partners.draw(rows, self.rng)
             if len(having) > 1:
-                measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[others]])
-                theirs = self._input(cells.counts[others], cells.library_size[others], measured_BG)
                 own_BD = latent_BD[torch.from_numpy(having).to(self.device)]
-                other_BD = self.tokenizer.encode_dense(theirs)
+                other_BD = self.tokenizer.encode_dense(self.augmentation.read(others))
                 pull = pull + 0.5 * settings.alignment * relative_distance(own_BD, other_BD)
         return pull
-
-    def _input(
-        self, counts: sp.csr_matrix, library_B: np.ndarray, measured_BG: Tensor, *, always: bool = False
-    ) -> Tensor:
-        """Dense standardised input, often or always at a random depth and on a random panel."""
-        settings, rng = self.settings, self.rng
-        if always or rng.random() < settings.thinning:
-            keep = rng.uniform(0.3, 1.0)
-            counts, library_B = counts.copy(), library_B * keep
-            counts.data = rng.binomial(counts.data.astype(np.int64), keep).astype(np.float32)
-        log1p_BG = torch.from_numpy(log1p_normalise(counts, library_B).toarray())
-        if always or rng.random() < settings.panel_dropout:
-            share = rng.uniform(0.15, 1.0)
-            measured_BG = measured_BG & torch.from_numpy(rng.random(measured_BG.shape[1]) < share)
-        return self.tokenizer.standardise(log1p_BG.to(self.device), measured_BG.to(self.device))
 
     def _reconstruct(
         self, log_share_BG: Tensor, counts: sp.csr_matrix, library_B: np.ndarray, measured_BG: Tensor
@@ -227,59 +205,6 @@ class Run:
             log_share_BG,
             measured_BG.to(self.device),
         )
-
-    # Codebooks
-
-    def _start_codebooks(self) -> None:
-        """k-means++ and 15 rounds of Lloyd on the residuals of every level, over at most 20,000 cells."""
-        codebooks_MKD = torch.zeros(self.tokenizer.codebooks_MKD.shape)
-        if self.processes.first:
-            residual_ND = latents(self.tokenizer, self.cells).cpu()
-            if len(residual_ND) > 20_000:
-                residual_ND = residual_ND[self.rng.choice(len(residual_ND), 20_000, replace=False)]
-            for level in range(self.settings.levels):
-                codebook_KD = k_means(residual_ND, self.settings.entries, self.rng)
-                codebooks_MKD[level] = codebook_KD
-                residual_ND = residual_ND - codebook_KD[ops.nearest_codeword(residual_ND, codebook_KD)[0]]
-        self.tokenizer.codebooks_MKD.copy_(self.processes.broadcast_(codebooks_MKD.to(self.device)))
-        self.sum_MKD.copy_(self.tokenizer.codebooks_MKD)
-
-    @torch.no_grad()
-    def _quantize(self, latent_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize, then move the codebooks; returns the full sum and a sum of random depth (half of the cells)."""
-        settings, codebooks_MKD = self.settings, self.tokenizer.codebooks_MKD
-        codes_BM = ops.residual_quantize(latent_BD, self.tokenizer.tables).long()
-        full_depth = torch.rand(len(latent_BD)) < 0.5  # drawn on the CPU, whatever the device
-        depth_B = torch.where(full_depth, settings.levels, torch.randint(1, settings.levels + 1, (len(latent_BD),)))
-        depth_B = depth_B.to(self.device)
-        residual_BD, prefix_BD = latent_BD.clone(), torch.zeros_like(latent_BD)
-        residual_MBD = []
-        used_MK, sum_MKD = torch.zeros_like(self.usage_MK), torch.zeros_like(self.sum_MKD)
-        for level in range(settings.levels):
-            codes_B = codes_BM[:, level]
-            chosen_BD = codebooks_MKD[level, codes_B]
-            residual_MBD.append(residual_BD.clone())
-            used_MK[level] = torch.bincount(codes_B, minlength=settings.entries)
-            sum_MKD[level].index_add_(0, codes_B, residual_BD)
-            residual_BD -= chosen_BD
-            prefix_BD += chosen_BD * (depth_B > level)[:, None]
-        self._move_codebooks(used_MK, sum_MKD, residual_MBD)
-        return latent_BD - residual_BD, prefix_BD
-
-    def _move_codebooks(self, used_MK: Tensor, sum_MKD: Tensor, residual_MBD: list[Tensor]) -> None:
-        """Moving averages over the cells of all processes; unused codewords become residuals that rank 0 draws."""
-        settings = self.settings
-        self.usage_MK.lerp_(self.processes.sum_(used_MK), 1 - settings.decay)
-        self.sum_MKD.lerp_(self.processes.sum_(sum_MKD), 1 - settings.decay)
-        dead = torch.nonzero(self.usage_MK < settings.dead_below)
-        if len(dead):
-            drawn_ND = torch.zeros(len(dead), settings.latent, device=self.device)
-            if self.processes.first:
-                for row, level in enumerate(dead[:, 0].tolist()):
-                    drawn_ND[row] = residual_MBD[level][int(self.rng.integers(len(residual_MBD[level])))]
-            self.sum_MKD[dead[:, 0], dead[:, 1]] = self.processes.broadcast_(drawn_ND)
-            self.usage_MK[dead[:, 0], dead[:, 1]] = 1.0
-        self.tokenizer.codebooks_MKD.copy_(self.sum_MKD / self.usage_MK[:, :, None])
 
     # Validation
 
@@ -315,7 +240,7 @@ class Run:
 
     def state(self) -> State:
         """Everything `restore` needs, of all processes; every process must call it."""
-        tensors = {"usage_MK": self.usage_MK, "sum_MKD": self.sum_MKD}
+        tensors = {"usage_MK": self.codebooks.usage_MK, "sum_MKD": self.codebooks.sum_MKD}
         parts: dict[str, dict[str, Any]] = {
             "tokenizer": self.tokenizer.state_dict(),
             "classifier": self.classifier.state_dict(),
@@ -333,13 +258,12 @@ class Run:
         if self.device.type == "cuda":
             for rank, generator in enumerate(self.processes.gather(torch.cuda.get_rng_state(self.device))):
                 tensors[f"random.cuda.{rank}"] = generator
-        own = json.dumps(self.rng.bit_generator.state).encode().ljust(_STATE_BYTES)
-        generators = self.processes.gather(torch.tensor(list(own), dtype=torch.uint8))
+        generators = self.processes.gather_texts(json.dumps(self.rng.bit_generator.state))
         values = {
             "step": self.step,
             "best_loss": self.best_loss if self.best else None,
             "waited": self.waited,
-            "random": [json.loads(bytes(each.tolist())) for each in generators],
+            "random": [json.loads(each) for each in generators],
         }
         return State(values, tensors)
 
@@ -360,8 +284,8 @@ class Run:
         groups = self.optimiser.state_dict()["param_groups"]
         found = {index: named for index, named in moments.items() if named}
         self.optimiser.load_state_dict({"state": found, "param_groups": groups})
-        self.usage_MK.copy_(tensors["usage_MK"])
-        self.sum_MKD.copy_(tensors["sum_MKD"])
+        self.codebooks.usage_MK.copy_(tensors["usage_MK"])
+        self.codebooks.sum_MKD.copy_(tensors["sum_MKD"])
         self.best = {name: tensor.to(self.device) for name, tensor in part("best").items()}
         self.step, self.waited = values["step"], values["waited"]
         self.best_loss = values["best_loss"] if self.best else math.inf

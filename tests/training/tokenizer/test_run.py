@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_fit_is_refused(cells, held_out, tmp_path, monke
         (cells, TINY, {"validation": held_out}, "validation has 0 entries there, 1 here"),
         ([reference_of(1, cells=150)], TINY, {}, r"cells is 162 there, 150 here.*Remove that folder, or give another"),
         ([replace(cells[0], label_N=cells[0].label_N[::-1])], TINY, {}, r"references\[0\]\.labels"),
-        ([replace(cells[0], library_size=cells[0].library_size + 1, given=True)], TINY, {}, r"references\[0\]\.counts"),
+        ([replace(cells[0], total_N=cells[0].library_size + 1, given=True)], TINY, {}, r"references\[0\]\.counts"),
     ):
         with pytest.raises(InputError, match=message):
             fit(given, settings, checkpoint=tmp_path, **options)
@@ -515,7 +515,7 @@ def test_offsets_of_a_study_are_learned_and_left_behind():
     plain, other = reference_of(1), reference_of(2)
     factor = np.where(np.arange(90) % 2, 2.0, 1.0)
     thinned = np.random.default_rng(0).binomial(other.counts.toarray().astype(int), factor / 2)
-    other = replace(other, counts=sp.csr_matrix(thinned, dtype=np.float32), library_size=thinned.sum(1).astype(float))
+    other = replace(other, counts=sp.csr_matrix(thinned, dtype=np.float32), total_N=thinned.sum(1).astype(float))
     tokenizer, run = fitted_run([plain, other], replace(TINY, study_shift=0.01, epochs=60, label_weight=0.0))
     learned_G = (run.shift_FG[1] - run.shift_FG[0]).detach().numpy()
     columns = [int(name.removeprefix("GENE")) for name in tokenizer.axis.symbols]
