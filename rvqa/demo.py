@@ -31,7 +31,8 @@ from rvqa.evaluation.metrics import classification, perplexity
 from rvqa.evaluation.perturbation import evaluate_held_out
 from rvqa.evaluation.profiles import shared_log1p
 from rvqa.evaluation.simulation import simulate_response
-from rvqa.language.model import Model, require_new_directory
+from rvqa.io.model_directory import require_new_directory
+from rvqa.language.model import Model
 from rvqa.language.opening import quiet_transformers
 from rvqa.report.annotation import add_annotation
 from rvqa.report.page import Report, command_line, is_report

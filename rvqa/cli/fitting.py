@@ -38,7 +38,7 @@ def fit(
     """Make a model from labelled reference cells, in minutes on a laptop."""
     from rvqa.data.files.sources import read_cells
     from rvqa.data.reading import Layers
-    from rvqa.language.model import require_new_directory
+    from rvqa.io.model_directory import require_new_directory
     from rvqa.training.fit import fit_files, settings_for
 
     require_new_directory(output, force=force)

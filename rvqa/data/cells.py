@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 
 from rvqa.data.alignment import GeneAlignment, align, map_columns, match_columns
 from rvqa.data.columns import as_text
@@ -91,6 +90,8 @@ class Cells:
     @property
     def axis(self) -> GeneAxis:
         """Genes of the file."""
+        from anndata import AnnData
+
         with about(self.name):
             return GeneAxis.from_adata(AnnData(var=self.var))
 

@@ -115,7 +115,8 @@ def inspect_matrix(matrix: Any) -> MatrixFacts:
     rows = [row for row in np.split(sample.data.astype(np.float64), sample.indptr[1:-1]) if row.size]
     integers, logs = facts.share_integer > 0.5, 1 < facts.maximum <= MAX_LOG
     for kind in (MatrixKind.LOG1P, MatrixKind.NORMALISED) if logs else (MatrixKind.NORMALISED,):
-        linear = [np.expm1(row) for row in rows] if kind is MatrixKind.LOG1P else rows
+        with np.errstate(under="ignore"):  # on some processors expm1 of the smallest values underflows
+            linear = [np.expm1(row) for row in rows] if kind is MatrixKind.LOG1P else rows
         total, multiples = common_total(linear), not integers and whole_multiples(linear)
         if total is not None or multiples:
             return replace(facts, kind=kind, row_total=total, whole_multiples=multiples)

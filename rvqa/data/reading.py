@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
-
-from anndata import AnnData
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from rvqa.errors import InputError, nearest
-from rvqa.io.files import HDF5_SUFFIXES
 
-Given: TypeAlias = str | Path | AnnData
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Given: TypeAlias = Union[str, Path, "AnnData"]
 """A file, or cells in memory."""
 
 AUTO = "auto"
@@ -42,7 +42,9 @@ class Layers:
         rvqa.errors.InputError
             Two names for all files, or for one.
         """
-        paths = [Path(each) for each in files if not isinstance(each, AnnData)]
+        from rvqa.io.files import HDF5_SUFFIXES  # opens anndata, which counts and genes do without
+
+        paths = [Path(each) for each in files if isinstance(each, str | Path)]
         default: list[str] = []
         by_file: dict[str, str] = {}
         for word in given:
@@ -67,7 +69,7 @@ class Layers:
 
     def layer(self, given: Given) -> str | None:
         """The layer of one file."""
-        place = "" if isinstance(given, AnnData) else os.path.realpath(given)
+        place = os.path.realpath(given) if isinstance(given, str | Path) else ""
         return dict(self.by_file).get(place, self.default)
 
 

@@ -64,7 +64,7 @@ def test_totals_that_a_file_gives_are_believed(share_G):
     assert found["GENE5"] == pytest.approx(share_G[5], rel=0.1)
     given = read_counts(file, Reading(library_size_key="depth"))
     assert given.given
-    assert told.depth(given).tolist() == file.obs["depth"].tolist()
+    assert given.depth(told).tolist() == file.obs["depth"].tolist()
 
 
 def test_a_file_with_all_genes_has_the_depth_it_stores(share_G):
@@ -72,7 +72,7 @@ def test_a_file_with_all_genes_has_the_depth_it_stores(share_G):
     cells = read_counts(file)
     shares = gene_shares([read_reference(file, name="file")])
     assert not cells.given
-    assert shares.depth(cells).tolist() == np.asarray(file.X.sum(1)).ravel().tolist()
+    assert cells.depth(shares).tolist() == np.asarray(file.X.sum(1)).ravel().tolist()
 
 
 def test_genes_the_fit_does_not_know_add_no_depth(share_G):

@@ -11,6 +11,7 @@ from rvqa.data import cells as data_cells
 from rvqa.data.cells import in_blocks
 from rvqa.data.columns import labels_of
 from rvqa.data.files import matrices
+from rvqa.data.reading import Reading
 from rvqa.data.studies import label_table, open_study
 from rvqa.errors import InputError, InputWarning
 from rvqa.training.references import read_reference
@@ -41,7 +42,7 @@ def in_memory(data_dir, read):
         depth = depth if depth in adata.obs else None
         control = "ctrl" if "condition" in adata.obs else None
         key = None if control is None else "condition"
-        named = {"labels": "cell_type", "condition": key, "control": control, "library_size_key": depth}
+        named = {"labels": "cell_type", "condition": key, "control": control, "reading": Reading(None, depth)}
         references.append(read_reference(adata, name=file.stem, **named))
     return fit_tokenizer(references, TINY, progress=False)
 

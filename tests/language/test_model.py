@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rvqa
 from rvqa.errors import InputError
-from rvqa.language.model import require_new_directory
+from rvqa.io.model_directory import require_new_directory
 from tests.conftest import fit_shipped
 
 

@@ -26,8 +26,8 @@ from rvqa.data.files.watch import Watch
 from rvqa.data.reading import Layers
 from rvqa.data.studies import label_table, open_study, study_files
 from rvqa.io.files import whole_directory, writing
+from rvqa.io.model_directory import require_new_directory
 from rvqa.io.temporaries import folder_beside
-from rvqa.language.model import require_new_directory
 from rvqa.tokenizer.model import CellTokenizer
 from rvqa.training.distributed import Processes
 from rvqa.training.tokenizer.fit import fit_tokenizer

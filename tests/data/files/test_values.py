@@ -12,6 +12,7 @@ import rvqa
 from rvqa.data.columns import as_text, conditions_of, labels_of, split_names, texts
 from rvqa.data.files.sources import open_source, read_cells
 from rvqa.data.genes import GeneAxis
+from rvqa.data.reading import Reading
 from rvqa.errors import InputError, InputWarning
 from rvqa.training.language.corpus import Corpus, CorpusSettings, words
 from rvqa.training.references import read_reference
@@ -54,7 +55,7 @@ def test_a_file_of_it_gives_the_same_labels(kind, small, tmp_path):
         adata.write_h5ad(tmp_path / "cells.h5ad")
         anndata.settings.allow_write_nullable_strings = before
         adata = read_cells(tmp_path / "cells.h5ad")
-    assert list(read_reference(adata, labels="cluster").labels) == ["3", "0", "12"]
+    assert list(read_reference(adata, labels="cluster").label_N) == ["3", "0", "12"]
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT, "", " ", "nan", "NA", "None", "N/A", "<NA>", b""])
@@ -119,7 +120,7 @@ def test_the_corpus_leaves_it_out(read, model):
     adata.obs["c"] = [None] * 150 + ["drug"] * 20 + ["ctrl"] * 30
     with pytest.warns(InputWarning):
         reference = read_reference(
-            adata, labels="cell_type", condition="c", control="ctrl", library_size_key="n_counts_all_genes"
+            adata, labels="cell_type", condition="c", control="ctrl", reading=Reading(None, "n_counts_all_genes")
         )
     settings = CorpusSettings(variants=1, generate_share=1.0)
     corpus = Corpus([reference], model.cell_tokenizer, model.prompts, settings, seed=0)

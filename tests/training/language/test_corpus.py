@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rvqa.data.reading import Reading
 from rvqa.language.prompts import ANNOTATE, GENERATE, PERTURB, PromptEncoder
 from rvqa.training.language.corpus import Corpus, CorpusSettings, texts, words
 from rvqa.training.references import read_reference
@@ -12,7 +13,11 @@ from rvqa.training.references import read_reference
 def references(shipped):
     return [
         read_reference(
-            shipped.references[0], labels="label", condition="condition", control="control", library_size_key="depth"
+            shipped.references[0],
+            labels="label",
+            condition="condition",
+            control="control",
+            reading=Reading(None, "depth"),
         )
     ]
 

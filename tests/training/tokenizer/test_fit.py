@@ -156,7 +156,7 @@ def test_k_means_places_codewords_on_separate_groups():
     assert torch.cdist(centres, found).amin(1).max() < 0.5
 
 
-def test_too_few_cells_or_genes_are_refused(shipped):
+def test_too_few_cells_or_genes_are_refused(shipped, reference):
     few = shipped.references[0][:20].copy()
     with pytest.raises(InputError, match="50"):
         fit_tokenizer([read_reference(few[:5].copy(), labels="label")], progress=False)
@@ -172,7 +172,7 @@ def test_too_few_cells_or_genes_are_refused(shipped):
         ({"labels": "lable"}, "'label'"),
         ({"labels": "label", "condition": "condition", "control": "ctrl"}, "has no 'ctrl'"),
         ({"labels": "label", "condition": "condition"}, "go together"),
-        ({"layer": "counts"}, "counts"),
+        ({"reading": Reading("counts")}, "counts"),
     ],
 )
 def test_wrong_columns_are_refused(shipped, options, message):
