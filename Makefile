@@ -18,9 +18,9 @@ endif
 SERVE  := .venv-serve
 SERVE_PIP := $(SERVE)/bin/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test test-portable test-serve coverage notebook sanitize fuzz lint layers types wheel clean
+.PHONY: demo test test-cuda test-portable test-serve coverage notebook sanitize fuzz lint layers types wheel clean
 
-$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
+$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "torch>=2.11,<2.14"
@@ -32,7 +32,11 @@ demo: $(VENV)/installed   ## the whole path on real cells
 
 test: $(VENV)/installed   ## the core tests, without hostile input (make fuzz); tests/conftest.py says which files come first
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	    --ignore tests/attacks --ignore tests/test_fuzz.py
+	    --ignore tests/attacks --ignore tests/test_fuzz.py --ignore tests/cuda
+
+test-cuda: $(VENV)/installed   ## CUDA C++ run on the CPU by tests/cuda/emulation.h, and compiled where there is nvcc
+	@command -v nvcc >/dev/null || echo "NO NVCC ON THIS MACHINE: the CUDA sources run under the emulation, and are not compiled"
+	RVQA_TEST_CUDA=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/cuda tests/kernels -k cuda
 
 # A fit amplifies the last bits of its sums, so another machine fits another model. Plain kernels stand in for one: a test
 # that asserts what one fit happened to give fails here.

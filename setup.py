@@ -45,7 +45,9 @@ if mode == "cuda" and not kernels:
 if mode == "cuda" and nvcc is None:
     sys.exit("RVQA_BUILD=cuda: no nvcc was found; set CUDACXX or CUDA_HOME, or put it on PATH")
 if mode in ("auto", "cuda") and kernels and nvcc:
-    extensions.append(Pybind11Extension("rvqa._cuda", kernels, include_dirs=["csrc"], cxx_std=17))
+    sources = ["csrc/cuda/bindings.cpp", *kernels]
+    headers = sorted(glob("csrc/cuda/*.h"))
+    extensions.append(Pybind11Extension("rvqa._cuda", sources, include_dirs=["csrc"], depends=headers, cxx_std=17))
 for extension in extensions:
     extension.optional = mode == "auto"
 
@@ -66,7 +68,8 @@ class BuildNative(build_ext):
         """Compile and link with one call of nvcc; like the CPU code without fused operations."""
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        flags = ["-O3", "-std=c++17", "-fmad=false", "-arch=all-major", "-shared"]
+        code = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
+        flags = ["-O3", "-std=c++17", "-fmad=false", "-shared", "--threads=0", *code]
         includes = [f"-I{folder}" for folder in [*ext.include_dirs, sysconfig.get_path("include")]]
         host = "-Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"
         if subprocess.run([nvcc, *flags, host, *includes, *ext.sources, "-o", target], check=False).returncode:

@@ -2,10 +2,11 @@
 
 python -m bench.gpu_suite --out DIR [--latents FILE.npy]
 
-Needs torch with CUDA, triton and pytest alone: rvqa need not be installed, this lays it out by links. Writes
-DIR/tests.txt, DIR/gpu.json and DIR/gpu.txt. Nothing is timed before codes and results were checked. Contenders: the
-Triton kernels, the same algebra in eager torch and under torch.compile, and vector-quantize-pytorch where installed;
-floors: a large copy (bytes read and written a second) and large float32 and bfloat16 products in the same run.
+Needs torch with CUDA, triton and pytest alone: rvqa need not be installed, this lays it out by links, and builds the
+CUDA module where there are nvcc and pybind11. With --small, Triton's interpreter and the emulation of CUDA run.
+Writes DIR/tests.txt, DIR/gpu.json and DIR/gpu.txt. Nothing is timed before codes and results were checked.
+Contenders: the Triton kernels and the CUDA ones, the same algebra in eager torch and under torch.compile.
+Floors: a large copy (bytes read and written a second) and large float32 and bfloat16 products in the same run.
 """
 
 import argparse
@@ -35,7 +36,22 @@ def main() -> None:
         subprocess.run([ROOT / ".ci" / "tree", tree], check=True)
         environment = {**os.environ, "RVQA_GPU_SUITE": "inside", "PYTHONPATH": str(tree)}
         if options.small:
-            environment["TRITON_INTERPRET"] = "1"
+            from tests.cuda import emulated
+
+            environment |= {"TRITON_INTERPRET": "1", "RVQA_CUDA_EMULATED": str(emulated.library())}
+        else:
+            built = [
+                sys.executable,
+                "setup.py",
+                "-q",
+                "build_ext",
+                "--build-lib",
+                str(tree),
+                "--build-temp",
+                str(tree / "build"),
+            ]
+            if subprocess.run(built, cwd=ROOT, env={**os.environ, "RVQA_BUILD": "cuda"}, check=False).returncode:
+                print("the CUDA module cannot be built here (see above): Triton alone is measured", flush=True)
         tests = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "--rootdir", str(tree)]
         if not options.small:
             done = subprocess.run(tests, cwd=tree, env=environment, capture_output=True, text=True, check=False)
@@ -53,14 +69,23 @@ def bench(options: argparse.Namespace, began: float) -> None:
     """Time what runs on the device."""
     import torch
 
-    from rvqa.kernels import ops, reference
+    from rvqa.kernels import ops, reference, registry
 
     device = torch.device("cpu" if options.small else "cuda")
-    if options.small:
-        os.environ["RVQA_BACKEND"] = "triton"
-    elif not torch.cuda.is_available():
+    if not options.small and not torch.cuda.is_available():
         sys.exit("no CUDA device; --small tries the script without one")
+    backends = [name for name in ("triton", "cuda") if registry.reason_absent(name) is None]
     lines: list[str] = []
+
+    def on(backend: str, run: Callable[[], object]) -> Callable[[], object]:
+        """The same call, forced to one backend."""
+
+        def forced() -> object:
+            os.environ["RVQA_BACKEND"] = backend
+            return run()
+
+        return forced
+
     figures: dict[str, float | str] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "none"}
 
     def say(line: str) -> None:
@@ -108,7 +133,7 @@ def bench(options: argparse.Namespace, began: float) -> None:
 
     compiled = torch.compile(eager)
     N = 64 if options.small else 1_000_000
-    for D in (64, 128, 256, 512):
+    for D in (32, 64, 128, 256, 512):
         if time.monotonic() - began > options.seconds * 0.8:
             say(f"D={D} and what follows left out: no time left")
             break
@@ -120,22 +145,33 @@ def bench(options: argparse.Namespace, began: float) -> None:
             codebooks[m] = residual[torch.randint(len(residual), (32,), generator=generator).to(device)] * 0.7
             residual = residual - codebooks[m][ops.nearest_codeword(residual, codebooks[m])[0]]
         tables = ops.prepare(codebooks)
-        codes = ops.residual_quantize(x, tables)
         sample = slice(0, 20_000)
         right, _, _ = reference.residual_quantize(x[sample].cpu(), (codebooks.cpu(), codebooks.cpu()), 8)
-        wrong = int((codes[sample].cpu() != right).any(1).sum())
-        figures[f"wrong_codes_D{D}"] = wrong
-        if wrong:
-            sys.exit(f"{wrong} of {len(right)} rows have wrong codes at D={D}: nothing more was timed")
-        times = {"triton": seconds(lambda x=x, tables=tables: ops.residual_quantize(x, tables))}
+        times = {}
+        for backend in backends:
+            quantize = on(backend, lambda x=x, tables=tables: ops.residual_quantize(x, tables))
+            codes = quantize()
+            wrong = int((codes[sample].cpu() != right).any(1).sum())
+            figures[f"wrong_codes_{backend}_D{D}"] = wrong
+            if wrong:
+                sys.exit(f"{backend}: {wrong} of {len(right)} rows have wrong codes at D={D}: nothing more was timed")
+            times[backend] = seconds(quantize)
         times["eager"] = seconds(lambda x=x, c=codebooks: eager(x, c))
         if not options.small:
             times["compiled"] = seconds(lambda x=x, c=codebooks: compiled(x, c))
-        share = N * (4 * D + 8) / times["triton"] / copy
-        figures |= {f"hbm_share_D{D}": share, f"cells_per_s_D{D}": N / times["triton"]}
-        figures |= {f"ratio_{name}_D{D}": t / times["triton"] for name, t in times.items() if name != "triton"}
-        latent = seconds(lambda codes=codes, tables=tables: ops.decode(codes, tables))
-        figures[f"decode_hbm_share_D{D}"] = N * (4 * D + 8) / latent / copy
+        for backend in backends:
+            mine = times[backend]
+            figures |= {
+                f"hbm_share_{backend}_D{D}": N * (4 * D + 8) / mine / copy,
+                f"cells_per_s_{backend}_D{D}": N / mine,
+                f"ratio_eager_{backend}_D{D}": times["eager"] / mine,
+            }
+            decode = on(backend, lambda codes=codes, tables=tables: ops.decode(codes, tables))
+            figures[f"decode_hbm_share_{backend}_D{D}"] = N * (4 * D + 8) / seconds(decode) / copy
+        if len(backends) == 2:
+            figures[f"cuda_over_triton_D{D}"] = times["triton"] / times["cuda"]
+        if "compiled" in times:
+            figures[f"ratio_compiled_D{D}"] = times["compiled"] / min(times[backend] for backend in backends)
         say(f"D={D}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if key.endswith(f"D{D}")))
 
     cells, H = (8, 32) if options.small else (65_536, 256)
@@ -145,41 +181,49 @@ def bench(options: argparse.Namespace, began: float) -> None:
         indices = torch.rand(cells, G, device=device).topk(stored, dim=1).indices.sort(1).values.flatten().int()
         data = torch.randint(1, 20, (cells * stored,), device=device).float()
         weight, bias = torch.randn(G, H, device=device), torch.zeros(H, device=device)
-        ours = ops.csr_project(indptr, indices, data, weight, bias)
         right = reference.csr_project(indptr[:5].cpu(), indices.cpu(), data.cpu(), weight.cpu(), bias.cpu())
-        if not torch.equal(ours[:4].cpu(), right):
-            sys.exit(f"csr_project differs from the reference at G={G}: nothing more was timed")
 
         def sparse(indptr=indptr, indices=indices, data=data, weight=weight, G=G) -> torch.Tensor:
             depth = data.view(cells, -1).sum(1)
             values = torch.log1p(data * (1e4 / depth).repeat_interleave(len(data) // cells))
             return torch.sparse_csr_tensor(indptr, indices.long(), values, (cells, G)) @ weight
 
-        mine = seconds(lambda i=indptr, j=indices, d=data, w=weight, b=bias: ops.csr_project(i, j, d, w, b))
-        figures[f"csr_cells_per_s_G{G}"] = cells / mine
-        ratio = figures[f"csr_ratio_cusparse_G{G}"] = seconds(sparse) / mine
-        say(f"csr_project G={G}: {cells / mine:.4g} cells/s, cuSPARSE takes {ratio:.3g} times as long")
+        usual = seconds(sparse)
+        for backend in backends:
+            project = on(backend, lambda *given, a=(indptr, indices, data, weight, bias): ops.csr_project(*a))
+            if not torch.equal(project()[:4].cpu(), right):
+                sys.exit(f"{backend}: csr_project differs from the reference at G={G}: nothing more was timed")
+            mine = seconds(project)
+            figures |= {
+                f"csr_cells_per_s_{backend}_G{G}": cells / mine,
+                f"csr_ratio_cusparse_{backend}_G{G}": usual / mine,
+            }
+            say(f"csr_project {backend} G={G}: {cells / mine:.4g} cells/s, cuSPARSE {usual / mine:.3g} times as long")
     V, opener = (1_000, 733) if options.small else (151_936, 151_669)
     first = opener + 1 + 32 * torch.arange(8, device=device)
     windows = torch.stack([first, first + 32, torch.ones_like(first)], dim=1)
     for B in (1, 64, 256):
-        logits = torch.randn(B, V, device=device)
         states = torch.randint(0, 8, (B,), device=device)
-        right, bias = logits.cpu(), torch.full((8, V), -torch.inf, device=device)
-        reference.apply_span_mask_(right, states.cpu(), windows.cpu())
+        bias = torch.full((8, V), -torch.inf, device=device)
         for row, (lo, hi, _) in zip(bias, windows.tolist(), strict=True):
             row[lo:hi] = 0
-        if not torch.equal(ops.apply_span_mask_(logits, states, windows).cpu(), right):
-            sys.exit(f"apply_span_mask_ differs from the reference at B={B}: nothing more was timed")
-        mine = seconds(lambda x=logits, s=states, w=windows: ops.apply_span_mask_(x, s, w))
-        added = seconds(lambda x=logits, s=states, b=bias: x.add_(b[s]))
-        filled = seconds(lambda x=logits: x.fill_(-torch.inf))
-        figures |= {
-            f"mask_us_B{B}": 1e6 * mine,
-            f"mask_ratio_bias_B{B}": added / mine,
-            f"mask_of_fill_B{B}": filled / mine,
-        }
-        say(f"mask B={B}: {1e6 * mine:.1f} us, a gathered bias {1e6 * added:.1f}, fill_ {1e6 * filled:.1f}")
+        for backend in backends:
+            logits = torch.randn(B, V, device=device)
+            right = logits.cpu()
+            reference.apply_span_mask_(right, states.cpu(), windows.cpu())
+            mask = on(backend, lambda x=logits, s=states, w=windows: ops.apply_span_mask_(x, s, w))
+            mask()
+            if not torch.equal(logits.cpu(), right):
+                sys.exit(f"{backend}: apply_span_mask_ differs from the reference at B={B}: nothing more was timed")
+            mine = seconds(mask)
+            added = seconds(lambda x=logits, s=states, b=bias: x.add_(b[s]))
+            filled = seconds(lambda x=logits: x.fill_(-torch.inf))
+            figures |= {
+                f"mask_us_{backend}_B{B}": 1e6 * mine,
+                f"mask_ratio_bias_{backend}_B{B}": added / mine,
+                f"mask_of_fill_{backend}_B{B}": filled / mine,
+            }
+            say(f"mask {backend} B={B}: {1e6 * mine:.1f} us, gathered bias {1e6 * added:.1f}, fill_ {1e6 * filled:.1f}")
     say(f"{time.monotonic() - began:.0f} s")
     print(json.dumps({"name": "gpu_suite", "figures": figures}))
 

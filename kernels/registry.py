@@ -5,6 +5,7 @@ A backend is a module with the functions of `rvqa.kernels.reference`, of the sam
     reference   plain torch, any device, always there
     cpu         the native module `rvqa._native`, CPU tensors
     triton      Triton kernels, CUDA tensors (CPU tensors under TRITON_INTERPRET=1, for tests)
+    cuda        CUDA C++ of `rvqa._cuda`, CUDA tensors (CPU tensors under RVQA_CUDA_EMULATED, for tests)
 
 By default CPU tensors go to `cpu` and CUDA tensors to `triton` where these are live, all else to `reference`. The
 environment variable RVQA_BACKEND names one backend for all calls and raises if that cannot be had: nothing falls back
@@ -25,6 +26,7 @@ _MODULES = {
     "reference": "rvqa.kernels.reference",
     "cpu": "rvqa.kernels.cpu.backend",
     "triton": "rvqa.kernels.triton.backend",
+    "cuda": "rvqa.kernels.cuda.backend",
 }
 
 
@@ -52,8 +54,9 @@ def select(device: torch.device) -> str:
         raise InputError(f"RVQA_BACKEND={forced} cannot be used: {reason}")
     if forced == "cpu" and device.type != "cpu":
         raise InputError(f"RVQA_BACKEND=cpu cannot run on {device} tensors; use .cpu() or unset RVQA_BACKEND")
-    if forced == "triton" and device.type != "cuda" and not function("triton", "INTERPRETED"):
-        raise InputError(f"RVQA_BACKEND=triton cannot run on {device} tensors; use .cuda() or unset RVQA_BACKEND")
+    on_cpu = {"triton": "INTERPRETED", "cuda": "EMULATED"}.get(forced)
+    if on_cpu is not None and device.type != "cuda" and not function(forced, on_cpu):
+        raise InputError(f"RVQA_BACKEND={forced} cannot run on {device} tensors; use .cuda() or unset RVQA_BACKEND")
     return forced
 
 

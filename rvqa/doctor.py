@@ -19,7 +19,12 @@ from rvqa.errors import InputError
 REQUIRED = ("torch", "transformers", "anndata", "numpy", "scipy")
 OPTIONAL = ("scanpy", "deepspeed", "vllm", "triton", "numba")
 
-BACKENDS = {"reference": "pure torch", "cpu": "native C++", "triton": "Triton kernels, not yet measured on a GPU"}
+BACKENDS = {
+    "reference": "pure torch",
+    "cpu": "native C++",
+    "triton": "Triton kernels, not yet measured on a GPU",
+    "cuda": "CUDA C++, not yet measured on a GPU",
+}
 """What a live backend is."""
 
 NATIVE_ADVICE = (

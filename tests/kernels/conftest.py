@@ -1,14 +1,23 @@
-"""The `backend` fixture: a test that asks for it runs once on every CPU backend, forced by RVQA_BACKEND."""
+"""The `backend` fixture: a test that asks for it runs once on every backend that a CPU can run, forced by RVQA_BACKEND.
+
+With RVQA_TEST_CUDA=1 (`make test-cuda`) CUDA C++ is one of them, under the emulation of tests/cuda.
+"""
+
+import os
 
 import pytest
 
 from rvqa.kernels import registry
+from tests.cuda import emulated
+
+BACKENDS = ["reference", "cpu", *(["cuda"] if os.environ.get("RVQA_TEST_CUDA") == "1" else [])]
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    reason = registry.backends()[request.param]
-    if reason is not None:
+    if request.param == "cuda":
+        emulated.require()
+    elif (reason := registry.backends()[request.param]) is not None:
         pytest.skip(f"backend {request.param} is not live: {reason}")
     monkeypatch.setenv("RVQA_BACKEND", request.param)
     return request.param

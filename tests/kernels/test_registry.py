@@ -67,7 +67,7 @@ def test_override(backend):
 
 def test_unknown_override_raises(monkeypatch):
     monkeypatch.setenv("RVQA_BACKEND", "fast")
-    with pytest.raises(ValueError, match="'fast' is not a backend; choose one of reference, cpu, triton"):
+    with pytest.raises(ValueError, match="'fast' is not a backend; choose one of reference, cpu, triton, cuda"):
         ops.decode(torch.zeros(1, 1, dtype=torch.uint8), ops.prepare(torch.ones(1, 1, 1)))
 
 

@@ -96,8 +96,8 @@ def test_threads_do_not_matter(backend):
 
 
 def test_flushing_denormals_does_not_matter(backend):
-    if backend == "reference":
-        pytest.skip("the reference assumes the default floating-point environment")
+    if backend in ("reference", "cuda"):
+        pytest.skip("torch makes tables, or codes, in the environment that this sets; on a GPU it does not reach them")
     x, codebooks = FAMILIES["denormal"]()
     tables, right = ops.prepare(codebooks), expected("denormal")
     if not torch.set_flush_denormal(True):

@@ -1,0 +1,1 @@
+"""Backend `cuda`: CUDA C++."""
