@@ -3,7 +3,7 @@
 N cells, M levels (8), D latent width, G genes of the model's axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,16 @@ def encode(
             if copy or key_added != "rvqa":
                 raise InputError("copy and key_added are for cells in memory: leave out= away.")
             if recover or recon_error:
-                encode_in_memory(adata, tokenizer, out, reading, recon_error=recon_error, source=source, force=force)
+                others = {
+                    "obs": obs,
+                    "cluster": cluster,
+                    "in_place": in_place,
+                    "append": append,
+                    "device": device != "cpu",
+                }
+                encode_in_memory(
+                    adata, tokenizer, out, reading, recon_error=recon_error, source=source, force=force, others=others
+                )
                 return None
             from rvqa.atlas.encoder import Settings
             from rvqa.atlas.progress import Progress
@@ -162,14 +171,22 @@ def encode_in_memory(
     recon_error: bool,
     source: str,
     force: bool,
+    others: Mapping[str, object],
 ) -> Keys:
     """Write a copy of one file with its codes; for what takes all of its cells at once.
+
+    `others` are options of files that are read part by part, by name; none may be given here.
 
     Raises
     ------
     rvqa.errors.InputError
-        Anything but the path of one file to `.h5ad`, or as for `encode`.
+        Anything but the path of one file to `.h5ad`, one of `others`, or as for `encode`.
     """
+    if given_too := [name for name, value in others.items() if value]:
+        raise InputError(
+            f"recover and recon_error (--recover, --recon-error) read all cells of one file at once, which "
+            f"{', '.join(given_too)} cannot be combined with. Leave {'it' if len(given_too) == 1 else 'them'} out."
+        )
     path = given[0] if isinstance(given, list | tuple) and len(given) == 1 else given
     if not isinstance(path, str | Path) or Path(out).suffix != ".h5ad":
         raise InputError(

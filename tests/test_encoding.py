@@ -201,3 +201,11 @@ def test_reconstruction_error(model, shipped):
     shuffled.X = adata.X[:, rng.permutation(adata.n_vars)].tocsr()
     rvqa.encode(shuffled, model, library_size_key="depth", recon_error=True)
     assert np.median(shuffled.obs["rvqa_recon_error"]) > 2 * np.median(error)
+
+
+@pytest.mark.parametrize("option", [{"obs": ["label"]}, {"in_place": True}, {"append": True}, {"device": "cuda"}])
+def test_reading_whole_files_takes_no_options_of_parts(cells, model, tmp_path, option):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(InputError, match=f"which {next(iter(option))} cannot be combined with"):
+        rvqa.encode(tmp_path / "cells.h5ad", model, out=tmp_path / "out.h5ad", recon_error=True, **option)
+    assert [each.name for each in tmp_path.iterdir()] == ["cells.h5ad"]

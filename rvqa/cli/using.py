@@ -75,20 +75,17 @@ def encode(
     if recover or recon_error:
         from rvqa.encoding import encode_in_memory
 
-        if len(cells) > 1 or in_place or append or scheduler or obs or device != "cpu":
-            raise InputError(
-                "--recover and --recon-error are for one file that fits in memory, to .h5ad, without --obs, "
-                "--in-place, --append, --scheduler and --device."
-            )
+        others = {"--obs": obs, "--scheduler": scheduler, "--in-place": in_place, "--append": append}
         loaded = rvqa.load(model, weights=False)
         keys = encode_in_memory(
-            cells[0],
+            cells,
             loaded.cell_tokenizer,
             output,
             Reading(layers, library_size_key, recover),
             recon_error=recon_error,
             source=loaded.source,
             force=force,
+            others=others | {"--device": device != "cpu"},
         )
         show_coverage(keys.facts["coverage"])
         show(f"{output}: codes of {len(keys.obsm['rvqa_codes']):,} cells")
