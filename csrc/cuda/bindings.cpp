@@ -48,7 +48,7 @@ Count count(const std::string& dtype) {
 }
 
 using Row = std::tuple<Address, int64_t, int64_t, std::string>;                    // data, N, stride, dtype
-using Made = std::array<Address, 7>;                                               // in the order of Tables
+using Made = std::array<Address, 6>;                                               // in the order of Tables
 using Sizes = std::array<int, 3>;                                                  // M, K, D
 using Matrix = std::tuple<Address, Address, Address, bool, bool, std::string, int64_t>;  // in the order of Counts
 
@@ -56,7 +56,7 @@ Rows rows_at(const Row& x) { return {at<void>(std::get<0>(x)), std::get<1>(x), s
 
 Tables tables_at(const Made& t, const Sizes& sizes) {
     return {sizes[0], sizes[1], sizes[2], at<float>(t[0]), at<uint16_t>(t[1]), at<int32_t>(t[2]), at<float>(t[3]),
-            at<float>(t[4]), at<float>(t[5]), at<double>(t[6])};
+            at<float>(t[4]), at<double>(t[5])};
 }
 
 Counts counts_at(const Matrix& m) {

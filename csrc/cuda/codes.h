@@ -2,8 +2,10 @@
 // bound (5)), and what it leaves open the same warp settles in float64 differences and, where these cannot decide, exactly.
 //
 // Floor: reads 4 D bytes a row and writes M; 512 D FLOP at M = 8, K = 32, on tensor cores.
-// Tile: 16 rows a warp, 32 codewords at a time. Registers: 16 sums and 16 scores a lane. Shared memory of a warp: the
-// rows in float16, 16 (D' + 8) x 2 bytes with D' = D rounded up to 16, and 16 (24 + M) bytes; codewords come from L2.
+// Tile: 16 rows a warp, 32 codewords at a time; residuals stay in shared memory through all levels and are rounded to
+// float16 anew at each, so that the error follows them as they shrink. Two lanes share a row of residuals, without bank
+// conflicts. Shared memory of a warp, D' = D rounded up to 16: 16 (D' + 2) x 4 + 16 (D' + 8) x 2 bytes, and
+// 16 (17 + M); codewords come from L1 and L2. Wider rows than fit are settled without a certificate.
 #pragma once
 
 #include <cstdint>
@@ -31,65 +33,94 @@ __device__ inline float value_at(const Rows& x, int64_t n, int d) {
 
 // What one warp knows of its rows, in shared memory.
 struct Tile {
-    uint16_t* half;   // [ROWS, width]
-    float* length;    // [ROWS] at least |x| + |x - its float16|
-    float* lost;      // [ROWS] at least |x - its float16|
+    float* left;      // [ROWS, padded + 2] residuals
+    uint16_t* half;   // [ROWS, padded + 8] residuals times 2^shift in float16
+    float* length;    // [ROWS] at least |r| + |r - its float16|
+    float* lost;      // [ROWS] at least |r - its float16|, plus the distance of r to the exact residual
+    float* drift;     // [ROWS] at least the distance of r to the exact residual
     int32_t* shift;   // [ROWS]
     uint8_t* wrong;   // [ROWS] NaN or infinity
     uint8_t* codes;   // [ROWS, M]
-    int width;
+    int padded;
 
-    __host__ __device__ static int64_t bytes(int D, int M) {
-        const int64_t width = (D + 15) / 16 * 16 + 8;
-        return (ROWS * width * 2 + ROWS * 13 + ROWS * M + 15) / 16 * 16;
+    static constexpr int META = ROWS * (4 * 4 + 1);
+
+    __host__ __device__ static int64_t bytes(int width, int M) {
+        return (ROWS * (int64_t(width + 2) * 4 + (width + 8) * 2) + META + ROWS * M + 15) / 16 * 16;
     }
-    __device__ Tile(unsigned char* memory, int D) {
-        width = (D + 15) / 16 * 16 + 8;
-        half = reinterpret_cast<uint16_t*>(memory);
-        length = reinterpret_cast<float*>(half + ROWS * width);
+    __device__ Tile(unsigned char* memory, int width) : padded(width) {
+        left = reinterpret_cast<float*>(memory);
+        half = reinterpret_cast<uint16_t*>(left + ROWS * (padded + 2));
+        length = reinterpret_cast<float*>(half + ROWS * (padded + 8));
         lost = length + ROWS;
-        shift = reinterpret_cast<int32_t*>(lost + ROWS);
+        drift = lost + ROWS;
+        shift = reinterpret_cast<int32_t*>(drift + ROWS);
         wrong = reinterpret_cast<uint8_t*>(shift + ROWS);
         codes = wrong + ROWS;
     }
 };
 
-// Rows from `first` on, in float16 after a power of two that brings the largest value of each to [2^14, 2^15).
+// Width of rows in shared memory: D rounded up to 16, or 0 where that is too much.
+inline int width_of(int D, int M) {
+    const int padded = (D + 15) / 16 * 16;
+    return Tile::bytes(padded, M) <= MOST_SHARED ? padded : 0;
+}
+
+// Rows from `first` on; zeros in the place of those that are not finite.
 __device__ inline void load_rows(const Tile& tile, const Rows& x, int64_t first, int D, int lane) {
-    const int padded = tile.width - 8;
-    const float growth = 1 + (float(D) + 8) * 0x1p-23f;
     for (int row = 0; row < ROWS; ++row) {
-        const int64_t n = first + row;
-        const bool inside = n < x.N;
-        float most = 0;
+        const bool inside = first + row < x.N;
         bool finite = true;
-        for (int d = lane; d < D && inside; d += WARP) {
-            const float value = fabsf(value_at(x, n, d));
-            finite &= value <= 0x1.fffffep127f;
-            most = value > most ? value : most;
-        }
+        for (int d = lane; d < D && inside; d += WARP) finite &= fabsf(value_at(x, first + row, d)) <= 0x1.fffffep127f;
         finite = __ballot_sync(ALL, !finite) == 0;
-        most = finite ? warp_max(most) : (warp_max(most), 0.0f);
-        const int shift = most > 0 ? 14 - ilogbf(most) : 0;
-        float square = 0, missed = 0;
-        for (int d = lane; d < padded; d += WARP) {
-            const float value = inside && finite && d < D ? ldexpf(value_at(x, n, d), shift) : 0.0f;
-            const uint16_t half = half_of(value);
-            tile.half[row * tile.width + d] = half;
-            const float gap = value - float_of(half);
-            square += value * value;
-            missed += gap * gap;
-        }
-        square = sqrtf(warp_sum(square)) * growth + 0x1p-40f;
-        missed = sqrtf(warp_sum(missed)) * growth + 0x1p-40f;
-        if (lane == 0) {
-            const bool able = shift >= -MOST_SHIFT && shift <= MOST_SHIFT;
-            tile.shift[row] = able ? shift : 0;
-            // An infinite bound certifies nothing.
-            tile.length[row] = able ? ldexpf(square + missed, -shift) * (1 + 0x1p-22f) : INFINITY;
-            tile.lost[row] = able ? ldexpf(missed, -shift) : INFINITY;
-            tile.wrong[row] = inside && !finite;
-        }
+        for (int d = lane; d < tile.padded; d += WARP)
+            tile.left[row * (tile.padded + 2) + d] = inside && finite && d < D ? value_at(x, first + row, d) : 0.0f;
+        if (lane == 0) tile.wrong[row] = inside && !finite, tile.drift[row] = 0;
+    }
+    __syncwarp();
+}
+
+// Takes the codewords just chosen from the residuals.
+__device__ inline void subtract(const Tile& tile, const Tables& t, int m, int lane) {
+    const int row = lane / 2;
+    const float* codeword = t.codebooks + (int64_t(m) * t.K + tile.codes[row * t.M + m]) * t.D;
+    float* const left = tile.left + row * (tile.padded + 2);
+    for (int d = lane % 2; d < t.D && tile.padded; d += 2) left[d] = left[d] - codeword[d];
+}
+
+// Residuals to float16 after a power of two that brings the largest value of each to [2^14, 2^15).
+__device__ inline void round_rows(const Tile& tile, int m, int lane) {
+    const int row = lane / 2, part = lane % 2;
+    const float growth = 1 + (float(tile.padded) + 8) * 0x1p-23f;
+    const float* const left = tile.left + row * (tile.padded + 2);
+    float most = 0;
+    for (int d = part; d < tile.padded; d += 2) most = fabsf(left[d]) > most ? fabsf(left[d]) : most;
+    const float other = __shfl_xor_sync(ALL, most, 1);
+    most = other > most ? other : most;
+    const int wanted = most > 0 && most <= 0x1.fffffep127f ? 14 - ilogbf(most) : 0;
+    const bool able = wanted >= -MOST_SHIFT && wanted <= MOST_SHIFT && most <= 0x1.fffffep127f;
+    const int shift = able ? wanted : 0;
+    const float scale = ldexpf(1.0f, shift);
+    float square = 0, missed = 0;
+    for (int d = part; d < tile.padded; d += 2) {
+        const float value = able ? left[d] * scale : 0.0f;
+        const uint16_t half = half_of(value);
+        tile.half[row * (tile.padded + 8) + d] = half;
+        const float gap = value - float_of(half);
+        square += value * value;
+        missed += gap * gap;
+    }
+    square += __shfl_xor_sync(ALL, square, 1);
+    missed += __shfl_xor_sync(ALL, missed, 1);
+    if (part == 0) {
+        square = ldexpf(sqrtf(square) * growth + 0x1p-40f, -shift);
+        missed = ldexpf(sqrtf(missed) * growth + 0x1p-40f, -shift);
+        // Of a residual that is not able its length is not known, nor the drift of later ones.
+        if (m > 0) tile.drift[row] += able ? 0x1p-24f * (1 + 0x1p-8f) * square : INFINITY;
+        tile.shift[row] = shift;
+        // An infinite bound certifies nothing.
+        tile.length[row] = able ? square + missed : INFINITY;
+        tile.lost[row] = able ? missed + tile.drift[row] : INFINITY;
     }
     __syncwarp();
 }
@@ -97,21 +128,20 @@ __device__ inline void load_rows(const Tile& tile, const Rows& x, int64_t first,
 // Scores of 16 rows and a chunk of codewords of level m: score[i][0..1] of row lane / 4, [i][2..3] of that + 8, codewords
 // 8 i + 2 (lane % 4) and the next.
 __device__ inline void score_chunk(float (&score)[4][4], const Tile& tile, const Tables& t, int m, int chunk, int lane) {
-    const int group = lane / 4, pair = lane % 4 * 2, padded = tile.width - 8;
-    const int wide = (t.K + CHUNK - 1) / CHUNK * CHUNK;
+    const int group = lane / 4, pair = lane % 4 * 2, wide = (t.K + CHUNK - 1) / CHUNK * CHUNK;
     for (auto& four : score)
         for (float& value : four) value = 0;
-    const uint16_t* codewords = t.half + (int64_t(m) * wide + chunk * CHUNK) * padded;
-    for (int d = 0; d < padded; d += 16) {
-        const uint16_t* low = tile.half + group * tile.width + d + pair;
-        const uint16_t* high = low + 8 * tile.width;
+    const uint16_t* codewords = t.half + (int64_t(m) * wide + chunk * CHUNK) * tile.padded;
+    for (int d = 0; d < tile.padded; d += 16) {
+        const uint16_t* low = tile.half + group * (tile.padded + 8) + d + pair;
+        const uint16_t* high = low + 8 * (tile.padded + 8);
         uint32_t a[4];
         std::memcpy(&a[0], low, 4);
         std::memcpy(&a[1], high, 4);
         std::memcpy(&a[2], low + 8, 4);
         std::memcpy(&a[3], high + 8, 4);
         for (int i = 0; i < 4; ++i) {
-            const uint16_t* codeword = codewords + int64_t(8 * i + group) * padded + d + pair;
+            const uint16_t* codeword = codewords + int64_t(8 * i + group) * tile.padded + d + pair;
             uint32_t b[2];
             std::memcpy(&b[0], codeword, 4);
             std::memcpy(&b[1], codeword + 8, 4);
@@ -119,19 +149,12 @@ __device__ inline void score_chunk(float (&score)[4][4], const Tile& tile, const
         }
     }
     for (int side = 0; side < 2; ++side) {
-        const int row = group + 8 * side;
-        const int back = -(tile.shift[row] + t.shift[m]), part = back / 2;
+        const int back = -(tile.shift[group + 8 * side] + t.shift[m]), part = back / 2;
         const float once = ldexpf(-2.0f, part), again = ldexpf(1.0f, back - part);
         for (int i = 0; i < 4; ++i)
             for (int j = 0; j < 2; ++j) {
-                const int k = chunk * CHUNK + 8 * i + pair + j;
                 float& value = score[i][2 * side + j];
-                value = value * once * again + t.bias[m * wide + k];
-#pragma unroll 1
-                for (int before = 0; before < m; ++before) {
-                    const int64_t from = before * t.K + tile.codes[row * t.M + before];
-                    value += t.gram[(from * t.M + m) * wide + k];
-                }
+                value = value * once * again + t.bias[m * wide + chunk * CHUNK + 8 * i + pair + j];
             }
     }
 }
@@ -203,7 +226,8 @@ class Contest {
 // rows were settled.
 __device__ inline int choose(const Tile& tile, const Rows& x, const Tables& t, int64_t first, int m, int lane, int& code) {
     const int group = lane / 4, pair = lane % 4 * 2, chunks = (t.K + CHUNK - 1) / CHUNK;
-    const bool certify = m == 0 || t.gram != nullptr;
+    const bool certify = tile.padded > 0;  // 0: rows too wide for shared memory
+    if (certify) round_rows(tile, m, lane);
     float score[4][4], best[2] = {INFINITY, INFINITY}, second[2] = {INFINITY, INFINITY};
     int at[2] = {0, 0};
     for (int chunk = 0; chunk < chunks && certify; ++chunk) {

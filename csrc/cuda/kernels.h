@@ -31,7 +31,6 @@ struct Tables {
     const uint16_t* half;      // [M, K', D'] float16 of codewords times 2^shift, zeros in the place of absent ones
     const int32_t* shift;      // [M]
     const float* bias;         // [M, K'] |c|^2, infinity for absent and repeated codewords
-    const float* gram;         // [M K, M K'] 2 <c_j, c_k>; null where levels have no table
     const float* bound;        // [M, 3] alpha, kappa, beta
     const double* norm;        // [M, K] |c|
 };
@@ -48,13 +47,10 @@ struct Counts {
 
 constexpr int64_t blocks_of(int64_t items, int64_t each) { return (items + each - 1) / each; }
 
-// Warps of a block by the shared memory that each takes: four, or as many as fit into 96 KB.
-inline int warps_of(int64_t bytes) {
-    constexpr int64_t MOST = 96 * 1024;
-    if (bytes > MOST) throw std::invalid_argument("rows are too wide for this kernel; RVQA_BACKEND=triton takes them");
-    const int64_t fit = MOST / bytes;
-    return fit >= 4 ? 4 : int(fit);
-}
+constexpr int64_t MOST_SHARED = 96 * 1024;  // bytes of a block, so that two fit on sm_90
+
+// Warps of a block by the shared memory that each takes: four, or as many as fit.
+constexpr int warps_of(int64_t bytes) { return MOST_SHARED / bytes >= 4 ? 4 : int(MOST_SHARED / bytes); }
 
 // found: rows with NaN or infinity, the first of them, row levels that the bound left open.
 void residual_quantize(const Rows& x, const Tables& t, uint8_t* codes, unsigned long long* found, Stream stream);

@@ -16,11 +16,11 @@ __device__ float distance(const Rows& x, int64_t n, const float* codeword, int D
     return float(((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])));
 }
 
-__global__ void __launch_bounds__(128, 3) nearest_codeword_kernel(Rows x, Tables t, int64_t* index, float* distances,
+__global__ void __launch_bounds__(128, 3) nearest_codeword_kernel(Rows x, Tables t, int width, int64_t* index, float* distances,
                                                                unsigned long long* found) {
     RVQA_SHARED(memory);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const Tile tile(memory + warp * Tile::bytes(t.D, 1), t.D);
+    const Tile tile(memory + warp * Tile::bytes(width, 1), width);
     const int64_t first = (int64_t(blockIdx.x) * (blockDim.x / WARP) + warp) * ROWS;
     if (first >= x.N) return;
     load_rows(tile, x, first, t.D, lane);
@@ -41,9 +41,9 @@ __global__ void __launch_bounds__(128, 3) nearest_codeword_kernel(Rows x, Tables
 void nearest_codeword(const Rows& x, const Tables& t, int64_t* index, float* distances, unsigned long long* found,
                       Stream stream) {
     if (x.N == 0) return;
-    const int warps = warps_of(Tile::bytes(t.D, 1));
+    const int width = width_of(t.D, 1), warps = warps_of(Tile::bytes(width, 1));
     launch("nearest_codeword", nearest_codeword_kernel, blocks_of(x.N, warps * ROWS), warps * WARP,
-           warps * Tile::bytes(t.D, 1), stream, x, t, index, distances, found);
+           warps * Tile::bytes(width, 1), stream, x, t, width, index, distances, found);
 }
 
 }  // namespace rvqa::cuda

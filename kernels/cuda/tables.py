@@ -1,8 +1,8 @@
-"""What the CUDA kernels derive from codebooks: float16 codewords, the Gram table and the bound of their certificate.
+"""What the CUDA kernels derive from codebooks: float16 codewords and the bound of their certificate.
 
-The score of a codeword from float16 operands is off by at most half of
+With r the residual in float32, the score of a codeword from float16 operands is off by at most half of
 
-    tau = alpha_m (|x| + |x - x16|) + kappa_m |x - x16| + beta_m
+    tau = alpha_m (|r| + |r - r16|) + kappa_m (|r - r16| + drift) + beta_m      drift: of r from the exact residual
 
 whatever the order in which tensor cores add, and if they truncate: bound (5), proven in docs/exactness.md.
 """
@@ -17,9 +17,6 @@ from rvqa.kernels import reference
 
 CHUNK = 32
 """Codewords scored together (`csrc/cuda/codes.h`)."""
-
-MOST_GRAM = 4096
-"""Most codewords of all levels together with a Gram table (64 MB). Beyond, all rows are settled in float64."""
 
 _MOST_SHIFT = 100
 """Largest power of two, up or down, that brings codewords into the range of float16 with a certificate."""
@@ -37,8 +34,6 @@ class Tables(NamedTuple):
     shift_M: Tensor
     bias: Tensor
     """|c|^2 in float32 [M, K']; infinity for codewords that are absent or repeat one of lower index."""
-    gram: Tensor
-    """2 <c_jk, c_mi> in float32 [M K, M K']; empty for one level or more than `MOST_GRAM` codewords."""
     bound_M3: Tensor
     """alpha, kappa and beta of every level, rounded up to float32."""
     norm_MK: Tensor
@@ -56,7 +51,7 @@ def prepare_tables(codebooks_MKD: Tensor, levels: int) -> Tables:
     largest_M = codebooks_MKD.abs().amax((1, 2)).double()
     exponent_M = torch.frexp(largest_M).exponent - 1
     shift_M = torch.where(largest_M > 0, 14 - exponent_M, 0).to(torch.int32)
-    able = bool((shift_M.abs() <= _MOST_SHIFT).all()) and (M == 1 or M * K <= MOST_GRAM)
+    able = bool((shift_M.abs() <= _MOST_SHIFT).all())
     shift_M = shift_M.clamp(-_MOST_SHIFT, _MOST_SHIFT)
     scale_M11 = torch.ldexp(torch.ones(M, dtype=torch.float64, device=device), shift_M)[:, None, None]
     half = torch.zeros(M, wide, padded, dtype=torch.float16, device=device)
@@ -64,18 +59,11 @@ def prepare_tables(codebooks_MKD: Tensor, levels: int) -> Tables:
     lost_MK = (c_MKD - half[:, :K, :D].double() / scale_M11).norm(dim=2)
     bias = torch.full((M, wide), math.inf, dtype=torch.float32, device=device)
     bias[:, :K] = square_MK.float().masked_fill(repeated_MK, math.inf)
-    gram = torch.zeros(0, dtype=torch.float32, device=device)
     table_M = square_MK.amax(1)
-    if able and M > 1:
-        flat = c_MKD.reshape(M * K, D)
-        product = (2.0 * (flat @ flat.T)).reshape(M * K, M, K)
-        gram = torch.zeros(M * K, M, wide, dtype=torch.float32, device=device)
-        gram[:, :, :K] = product.float()
-        table_M = table_M + product.abs().reshape(M, K, M, K).amax((1, 3)).tril(-1).sum(1)
     bound_M3 = error_bound(D, norm_MK.amax(1), lost_MK.amax(1), table_M)
     if not able or not bool((table_M < 2.0**124).all()):
         bound_M3 = torch.full_like(bound_M3, math.inf)
-    return Tables(codebooks_MKD, half, shift_M, bias, gram, _round_up(bound_M3), norm_MK)
+    return Tables(codebooks_MKD, half, shift_M, bias, _round_up(bound_M3), norm_MK)
 
 
 def error_bound(D: int, norm_M: Tensor, lost_M: Tensor, table_M: Tensor) -> Tensor:
@@ -90,20 +78,18 @@ def error_bound(D: int, norm_M: Tensor, lost_M: Tensor, table_M: Tensor) -> Tens
     lost_M
         Largest |c - c16| of each level.
     table_M
-        Largest |c|^2 of each level, plus that of the entries of the Gram table of each earlier one.
+        Largest |c|^2 of each level.
     """
     u, v = _UNIT, 2.0**-53
     norm_M, lost_M, table_M = (each * (1 + 1e-9) for each in (norm_M, lost_M, table_M))
-    m = torch.arange(len(norm_M), dtype=torch.float64, device=norm_M.device)
-    past_M = torch.cumsum(norm_M, 0) - norm_M
-    adding_M = (m + 3) * u / (1 - (m + 3) * u)
+    adding = 3 * u / (1 - 3 * u)
     chain = (D + -(-D // 16) + 4) * 2.0**-23  # of a dot product on tensor cores, over the sum of |products|
     slack = 2 * (1 + 2.0**-20)
     reach_M = norm_M + lost_M
-    alpha_M = slack * (2 * lost_M + 2 * chain * reach_M + 2 * adding_M * (1 + chain) * reach_M)
+    alpha_M = slack * (2 * lost_M + 2 * chain * reach_M + 2 * adding * (1 + chain) * reach_M)
     kappa_M = slack * 2 * norm_M
-    rounded_M = 4 * (D + 8) * v * (norm_M**2 + 2 * norm_M * past_M)  # of the tables in float64
-    beta_M = slack * ((u + adding_M) * table_M + rounded_M + 2.0**-126 * (4 * D + 4 * m + 16))
+    rounded_M = 4 * (D + 8) * v * norm_M**2  # of the table in float64
+    beta_M = slack * ((u + adding) * table_M + rounded_M + 2.0**-126 * (4 * D + 16))
     return torch.stack([alpha_M, kappa_M, beta_M], 1)
 
 
