@@ -81,7 +81,9 @@ def _made(tables: Tables) -> list[int]:
 
 def _found(x_ND: Tensor) -> Tensor:
     """Rows with NaN or infinity, the first of them, and levels of rows that were settled."""
-    return torch.tensor([0, torch.iinfo(torch.int64).max, 0], dtype=torch.int64).to(x_ND.device, non_blocking=True)
+    found = torch.full((3,), torch.iinfo(torch.int64).max, dtype=torch.int64, device=x_ND.device)
+    found[::2].zero_()  # made on the device: a copy from the host could not be captured in a CUDA graph
+    return found
 
 
 def _wrong(found: Tensor) -> tuple[int, int]:
