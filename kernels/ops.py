@@ -77,7 +77,7 @@ def residual_quantize(
         Number of leading levels to encode; all M by default.
     not_finite
         What to do about rows with NaN or infinity: "raise", or "mark" them with 255 in every level, which `decode`
-        refuses (K < 256 only).
+        rejects (K < 256 only).
 
     Returns
     -------
@@ -268,7 +268,7 @@ def csr_totals(
     Returns
     -------
     tuple
-        Totals, float64 [N], exact; and how many entries are no raw counts: not whole, negative, not finite, above 2^24,
+        Totals, float64 [N], exact; and how many entries are not raw counts: not whole, negative, infinite, above 2^24,
         or in a column outside the matrix. Where that is not 0 the totals are of no use.
 
     Raises

@@ -173,7 +173,7 @@ def csr_project(
 def csr_totals(
     indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known_C: Tensor | None
 ) -> tuple[Tensor, int]:
-    """Sum of each row over known columns, float64 [N], and how many entries are no raw counts.
+    """Sum of each row over known columns, float64 [N], and how many entries are not raw counts.
 
     Raw counts are whole numbers from 0 to 2^24 in a column of the matrix; an entry that is wrong in both counts twice.
     The number is -1 where row pointers are not within the entries.

@@ -84,7 +84,7 @@ def run(output: Path, *, seed: int = 0, progress: bool = True, out: TextIO | Non
     require_new_directory(output, force=True)
     page = output.parent / "report.html"
     if page.exists() and not is_report(page):
-        raise InputError(f"{page} exists and is no report of rvqa. Move it, or choose an output in another folder.")
+        raise InputError(f"{page} exists and is not a report of rvqa. Move it, or choose an output in another folder.")
     warnings.simplefilter("once", CoverageWarning)
     started = time.perf_counter()
     folder = data_folder()

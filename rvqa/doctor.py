@@ -71,7 +71,7 @@ def report() -> dict[str, Any]:
         "problems": [f"{name} is not installed: pip install rvqa" for name in REQUIRED if _version(name) is None],
     }
     for name, effect in (
-        ("RVQA_DATA_DIR", "`rvqa demo` will refuse"),
+        ("RVQA_DATA_DIR", "`rvqa demo` will not run"),
         ("RVQA_REF_DIR", "no aliases of genes are known"),
     ):
         if facts["data"][name]["path"] and not facts["data"][name]["exists"]:

@@ -77,7 +77,7 @@ def encode(
         Also write how badly each cell's codes explain its counts, to find doublets, empty droplets and types that the
         model never saw. Takes far longer than the codes: every gene is decoded.
     key_added
-        Prefix of the keys written; refused where the user keeps something else under such a key.
+        Prefix of the keys written; rejected where the user keeps something else under such a key.
     copy
         Return a changed copy and leave `adata` as it is.
     obs, threads, cluster, force, in_place, append, device, progress
@@ -88,7 +88,7 @@ def encode(
         exists, as if all had been encoded in one run; "cpu" or "cuda"; show progress.
     memory
         Most memory that reading a file may take, in MiB or as "4G"; by default three quarters of the machine's. What
-        would take more is refused, with both numbers.
+        would take more is rejected, with both numbers.
 
     Returns
     -------
@@ -262,8 +262,8 @@ def decode(
     Raises
     ------
     rvqa.errors.InputError
-        Codes of the wrong shape, dtype or range, an unknown gene, too many levels, a target that is no number > 0, or
-        library sizes that are not one number >= 0 a cell.
+        Codes of the wrong shape, dtype or range, an unknown gene, too many levels, a target that is not a number
+        > 0, or library sizes that are not one number >= 0 a cell.
     """
     tokenizer = model.cell_tokenizer if isinstance(model, Model) else model
     if levels is not None and not isinstance(levels, int | np.integer):
@@ -281,7 +281,7 @@ def decode(
     sizes = np.asarray(target_sum if library_size is None else library_size, dtype=np.float64)
     if sizes.shape not in ((), (len(array),)) or not ((sizes >= 0) & (sizes <= 2**53)).all():
         raise InputError(
-            f"library_size has shape {sizes.shape} or values that are no total counts; expected one number >= 0 for "
+            f"library_size has shape {sizes.shape} or values that are not total counts; expected one number >= 0 for "
             f"each of {len(array)} cells, or one for all."
         )
     return tokenizer.sample(array, np.broadcast_to(sizes, len(array)), seed=seed, genes=genes, levels=levels)
@@ -338,7 +338,7 @@ def codes_of_file(
 def cells_on_axis(
     adata: AnnData, tokenizer: CellTokenizer, reading: Reading | None = None
 ) -> tuple[Cells, GeneAlignment, np.ndarray]:
-    """Counts of a file, how its genes meet the axis, and depth; of a transposed file, refuse just that."""
+    """Counts of a file, how its genes meet the axis, and depth; of a transposed file, reject just that."""
     try:
         cells = read_counts(adata, reading)
         return cells, cells.alignment(tokenizer.axis), cells.depth(tokenizer.shares)

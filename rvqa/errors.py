@@ -57,7 +57,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def require_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse names that are not known, offering the nearest.
+    """Reject names that are not known, offering the nearest.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None
     """
     known = list(known)
     for name in sorted(set(names) - set(known), key=str):
-        raise InputError(f"{name!r} is no {kind}. {nearest(name, known)}")
+        raise InputError(f"{name!r} is not a {kind}. {nearest(name, known)}")
 
 
 def quoted(names: Iterable[Any]) -> str:

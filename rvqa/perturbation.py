@@ -130,7 +130,7 @@ def perturb(
         )
     if foreign := sorted(set(types_N) - set(model.card.labels)):
         raise InputError(
-            f"{foreign[0]!r} is no cell type of this model, but stands in obs[{cell_type_key!r}]. "
+            f"{foreign[0]!r} is not a cell type of this model, but stands in obs[{cell_type_key!r}]. "
             f"{nearest(foreign[0], model.card.labels)} Or annotate the cells first and use 'rvqa_cell_type'."
         )
 

@@ -439,10 +439,10 @@ CASES = {
     "an unknown layer": (lambda p: p.encode(p.small, "--layer", "counts"), ["no layer 'counts'", "no layers"]),
     "an unknown library size": (lambda p: p.encode(p.small, "--library-size-key", "dpth"), ["'dpth'", "'depth'"]),
     "unknown types": (lambda p: p.perturb("--cell-type-key", "lable"), ["no column 'lable'", "'label'"]),
-    "types of another column": (lambda p: p.perturb("--cell-type-key", "condition"), ["'control' is no cell type"]),
+    "types of another column": (lambda p: p.perturb("--cell-type-key", "condition"), ["'control' is not a cell type"]),
     "an unknown control": (
         lambda p: p.perturb("--control-key", "condition", "--control-value", "ctrl"),
-        ["'ctrl' is no value of obs['condition']", "'control'"],
+        ["'ctrl' is not a value of obs['condition']", "'control'"],
     ),
     "half of a control": (lambda p: p.perturb("--control-key", "condition"), ["go together"]),
     # Outputs.
@@ -476,7 +476,7 @@ CASES = {
         ["20 cells cannot fill"],
     ),
     "fit: no such base": (lambda p: p.fit("--base", p.folder / "none"), ["no directory", "none"]),
-    "fit: a base that is no model": (lambda p: p.fit("--base", p.folder), ["config.json is missing"]),
+    "fit: a base that is not a model": (lambda p: p.fit("--base", p.folder), ["config.json is missing"]),
     "fit: a base of a pickle": (base_with_pickle_only, ["pickle"]),
     "fit: an output that exists": (model_is_there, ["fitted exists", "new directory"]),
     "fit: an output in a file": (

@@ -103,7 +103,7 @@ class Processes:
         self.sum_(torch.zeros(1, device=self.device)).item()
 
     def require_same(self, text: str) -> None:
-        """Refuse processes that differ in what `text` tells.
+        """Reject processes that differ in what `text` tells.
 
         Raises
         ------

@@ -127,7 +127,7 @@ def fit(
 
 
 def _require_partners(references: Sequence[Cells], perturbations: Sequence[str]) -> None:
-    """Refuse a perturbation that cannot be learned: none of its cells has a control cell of its label in its file."""
+    """Reject a perturbation that cannot be learned: none of its cells has a control cell of its label in its file."""
     known = set()
     for each in references:
         controls = set(each.label_N[each.condition_N == ""]) - {""}

@@ -55,7 +55,7 @@ double total(const Count* data, int64_t n, const Kernels& isa, ExactSum& exact) 
     if ((whole && sum < 0x1p53) || !std::isfinite(sum)) return sum;
     exact.clear();
     for (int64_t i = 0; i < n; ++i) {
-        if (!is_count(data[i])) return std::numeric_limits<double>::quiet_NaN();  // its row is refused
+        if (!is_count(data[i])) return std::numeric_limits<double>::quiet_NaN();  // its row is rejected
         exact.add(double(data[i]));
     }
     return exact.rounded();

@@ -40,7 +40,7 @@ void log1p_scaled(const double* counts, int64_t n, double scale, float* out) {
         __builtin_memcpy(&bits, &w, 8);
         // w = 2^exponent * mantissa with mantissa in [sqrt(1/2), sqrt(2))
         constexpr uint64_t HALF_ROOT = 0x3FE6A09E667F3BCD, FRACTION = 0x000FFFFFFFFFFFFF;
-        const uint64_t shifted = bits - HALF_ROOT;  // wraps for what is no number; its row is refused
+        const uint64_t shifted = bits - HALF_ROOT;  // wraps for what is not a number; its row is rejected
         const int64_t exponent = int64_t(shifted) >> 52;
         const uint64_t moved = (shifted & FRACTION) + HALF_ROOT;
         double mantissa;

@@ -123,7 +123,7 @@ Tables view(const uint8_t* packed, std::size_t size, int64_t M, int64_t K, int64
     if (reinterpret_cast<uintptr_t>(packed) % alignof(double)) size = 0;
     if (size >= sizeof header) std::memcpy(&header, packed, sizeof header);
     if (header.magic != MAGIC || header.M != M || header.K != K || header.D != D || size != packed_size(M, K, D))
-        throw std::invalid_argument("these are no tables of rvqa.kernels.ops.prepare for these codebooks");
+        throw std::invalid_argument("these are not tables of rvqa.kernels.ops.prepare for these codebooks");
     const Layout layout(M, K, D);
     return {M,
             K,

@@ -60,7 +60,7 @@ void decode(const uint8_t* codes, int64_t stride, int64_t N, int levels, const f
             float* out, Stream stream);
 void apply_span_mask(void* logits, int64_t stride, int64_t B, int V, Real dtype, const int64_t* states,
                      const int64_t* windows, int S, Stream stream);
-// totals float64 [N] over known columns (null: all); wrong[0] grows by entries that are no raw counts.
+// totals float64 [N] over known columns (null: all); wrong[0] grows by entries that are not raw counts.
 void csr_totals(const Counts& counts, int64_t columns, const uint8_t* known, double* totals, unsigned long long* wrong,
                 Stream stream);
 // hidden float32 [N, H]; column_map int64 (null: columns are those of W); library float64 [N] (null: sums of the rows).

@@ -154,14 +154,14 @@ def csr_project(
     )
     if not valid:
         require_projectable(indptr, indices, data, G, column_map, library_size)
-        raise RuntimeError("the native projection refuses what the checks accept; please report this as a bug of rvqa")
+        raise RuntimeError("the native projection rejects what the checks accept; please report this as a bug of rvqa")
     return hidden_NH
 
 
 def csr_totals(
     indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known_C: Tensor | None
 ) -> tuple[Tensor, int]:
-    """Sum of each row over known columns, float64 [N], and how many entries are no raw counts, or -1."""
+    """Sum of each row over known columns, float64 [N], and how many entries are not raw counts, or -1."""
     N = indptr.shape[0] - 1
     total_N = torch.empty(N, dtype=torch.float64)
     wrong = _native.csr_totals(

@@ -153,7 +153,7 @@ def _matrix(indptr: Tensor, indices: Tensor, data: Tensor) -> tuple[Any, ...]:
 def csr_totals(
     indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known_C: Tensor | None
 ) -> tuple[Tensor, int]:
-    """Sum of each row over known columns, float64 [N], and how many entries are no raw counts; -1 for bad pointers."""
+    """Sum of each row over known columns, float64 [N], and how many entries are not raw counts; -1 for bad pointers."""
     total_N = torch.zeros(len(indptr) - 1, dtype=torch.float64, device=data.device)
     if not reference.are_within(indptr, len(data)):
         return total_N, -1

@@ -2,7 +2,7 @@
 
 A worker opens the files and the tokenizer once, encodes whole tasks with its threads and sends codes back, five bytes a
 cell; only the process that started the run writes parts. A worker that is lost costs the task it was at. One that
-computes in another way (backend, instruction set, versions) is refused: its codes could differ in rare cells.
+computes in another way (backend, instruction set, versions) is rejected: its codes could differ in rare cells.
 """
 
 import os

@@ -193,7 +193,7 @@ class Encoder:
                     "cells, filtered_feature_bc_matrix."
                 ) from error
             raise
-        raise RuntimeError("the kernels refuse counts that the checks accept; please report this as a bug of rvqa")
+        raise RuntimeError("the kernels reject counts that the checks accept; please report this as a bug of rvqa")
 
 
 class _Panel:

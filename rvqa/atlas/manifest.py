@@ -20,7 +20,7 @@ _KEYS = {
 
 
 def require_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """Refuse a manifest that no run of `rvqa encode` can have written.
+    """Reject a manifest that no run of `rvqa encode` can have written.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def require_manifest(manifest: dict[str, Any], path: Path) -> None:
 
 
 def require_sizes(levels: int, entries: int, path: Path) -> None:
-    """Refuse levels and codewords a level that no codes uint8 of up to 8 bytes a cell can have."""
+    """Reject levels and codewords a level that no codes uint8 of up to 8 bytes a cell can have."""
     if not (1 <= levels <= 64 and 1 <= entries <= 256):
         raise InputError(
             f"{path} has {shown(levels)} levels of {shown(entries)} codes; expected 1 to 64 levels of 1 to 256. "

@@ -30,7 +30,7 @@ Parts = Sequence[rvq.RvqFile | EarlierPart]
 
 
 def require_output(out: str | Path, files: Sequence[Given], *, force: bool, in_place: bool) -> Path:
-    """Refuse an output that cannot or should not be written, before any work is done.
+    """Reject an output that cannot or should not be written, before any work is done.
 
     Raises
     ------

@@ -152,7 +152,7 @@ class Work:
 
 
 def _require_ours(folder: Path) -> None:
-    """Refuse a folder, a file or a link that no run has made, or that holds what none has put there."""
+    """Reject a folder, a file or a link that no run has made, or that holds what none has put there."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():

@@ -94,7 +94,7 @@ def as_integers(bytes_NB: np.ndarray) -> np.ndarray:
 
 
 def require_codes(codes_NM: np.ndarray, entries: int, path: Path) -> None:
-    """Refuse codes that stand for no codeword."""
+    """Reject codes that stand for no codeword."""
     if (most := int(codes_NM.max(initial=0))) >= entries:
         raise InputError(f"{path} has the code {most}; expected 0 to {entries - 1}. {REPAIR}")
 

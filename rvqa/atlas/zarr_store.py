@@ -1,7 +1,7 @@
 """Codes and tables of cells out of a zarr store as `rvqa.atlas.outputs` writes it, and of no other kind.
 
 A store is many files of JSON and compressed chunks, any of which may be made to do harm: to lead out of the store, to
-name other codecs, to be missing, or to unpack to more than a chunk holds. The first three are refused when it is
+name other codecs, to be missing, or to unpack to more than a chunk holds. The first three are rejected when it is
 opened, the last when it is read.
 """
 
@@ -171,7 +171,7 @@ def _bytes_of(path: Path) -> int:
 
 
 def _require_chunks(path: Path, name: str, array: Any) -> None:
-    """Refuse an array with chunks missing, which zarr would take for zeros."""
+    """Reject an array with chunks missing, which zarr would take for zeros."""
     size, rest = (array.chunks if array.shards is None else array.shards)[0], "/0" * (array.ndim - 1)
     for i in range(-(-array.shape[0] // size)):
         if not (path / f"{name}/c/{i}{rest}").is_file():

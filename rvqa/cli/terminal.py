@@ -33,7 +33,7 @@ def show_warning(
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON object; what is no number becomes null, since JSON has no NaN."""
+    """Print one JSON object; what is not a number becomes null, since JSON has no NaN."""
 
     def plain(part: Any) -> Any:
         if isinstance(part, dict):

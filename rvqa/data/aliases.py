@@ -32,7 +32,7 @@ class AliasTable:
     A symbol is read as written: as the approved symbol of a gene, else as a previous symbol, else as an alias. It
     stands for nothing where that leaves a choice: a previous symbol or alias of several genes, or an approved symbol
     that another gene bore before (its meaning depends on the file's age). An alias that is the approved symbol of
-    another gene is not an alias. An Ensembl id of several genes is no id; withdrawn entries are left out.
+    another gene is not an alias. An Ensembl id of several genes is not an id; withdrawn entries are left out.
 
     Parameters
     ----------

@@ -168,8 +168,8 @@ def conditions_of(adata: AnnData, key: str, control: Sequence[str]) -> np.ndarra
     values = column(adata, key, missing=MISSING - names)
     if (names & MISSING) and not np.isin(values, list(names - {""})).any() and (n := int((values == "").sum())):
         raise InputError(
-            f"{n:,} of {len(values):,} cells have no value in obs[{key!r}], and a missing value is no control. If they "
-            f"are, fill them in first: adata.obs[{key!r}] = adata.obs[{key!r}].astype(object).fillna('control')."
+            f"{n:,} of {len(values):,} cells have no value in obs[{key!r}], and a missing value is not a control. If "
+            f"they are, fill them in first: adata.obs[{key!r}] = adata.obs[{key!r}].astype(object).fillna('control')."
         )
     values[values == ""] = None  # an array of its own
     values[np.isin(values, list(names))] = ""

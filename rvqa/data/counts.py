@@ -111,7 +111,7 @@ def _read(adata: AnnData, reading: Reading, *, part: bool = False) -> _Found:
 
 
 def require_counted(sample: sp.csr_matrix, name: str) -> None:
-    """Refuse integers that were never counted, by a sample of the rows of a matrix; warn where that is only likely.
+    """Reject integers that were never counted, by a sample of the rows of a matrix; warn where that is only likely.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def require_counted(sample: sp.csr_matrix, name: str) -> None:
     Warns
     -----
     InputWarning
-        They probably are no counts.
+        They probably are not counts.
     """
     if (found := doubt(sample)) is None:
         return
@@ -156,7 +156,7 @@ def find_counts(places: Mapping[str, Callable[[], Any]]) -> str:
             if len(getattr(rows, "shape", ())) != 2 or classify(rows) is not MatrixKind.COUNTS:
                 return False
         except InputError:
-            return False  # what it holds is no matrix of numbers
+            return False  # what it holds is not a matrix of numbers
         found = doubt(canonical_csr(loaded(rows)))
         return found is None or not found.certain
 
@@ -260,7 +260,7 @@ def _first_place(adata: AnnData, var: pd.DataFrame, matrix: Any, facts: MatrixFa
 
 
 def _next_step(adata: AnnData, refused: str, facts: MatrixFacts | None, *, offer: bool = True) -> str:
-    """What to do about a matrix that is refused, or missing."""
+    """What to do about a matrix that is rejected, or missing."""
     if 0 in adata.shape:
         return "Check what filtered or sliced it."
     kind = MatrixKind.EMPTY if facts is None else facts.kind

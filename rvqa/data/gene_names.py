@@ -1,7 +1,7 @@
 """Where the Ensembl ids and symbols of a file stand, and which names in several files are one gene.
 
 Names stand in `var_names` and in columns that 10x, CELLxGENE and Seurat converters write. Nothing is interpreted here
-but the form: an Ensembl id is `ENSG` and 11 digits, a number is no symbol, and the name of the human genome before a
+but the form: an Ensembl id is `ENSG` and 11 digits, a number is not a symbol, and the name of the human genome before a
 name is dropped.
 """
 
@@ -77,7 +77,7 @@ def sources(var: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
     names, *in_columns = [[without_genome(name) for name in place] for place in all_names(var)]
     in_ids, in_symbols = in_columns[:n_ids], in_columns[n_ids:]
     ids = [[ensembl(text) for text in place] for place in (names, *in_ids, *in_symbols)]
-    # The symbol columns first: var_names_make_unique may have changed var_names. A number is no symbol.
+    # The symbol columns first: var_names_make_unique may have changed var_names. A number is not a symbol.
     places = (*in_symbols, names)
     symbols = [["" if text.isdigit() or ensembl(text) else text for text in place] for place in places]
     return ids, symbols

@@ -56,7 +56,7 @@ class GeneAxis:
             raise InputError(f"Gene {symbols.index('')} of the axis has no symbol; use its Ensembl id as one.")
         if foreign := [name for name in ids if name and not ensembl(name)]:
             raise InputError(
-                f"{foreign[0]!r} is no human Ensembl gene id: expected ENSG and 11 digits, or '' if unknown."
+                f"{foreign[0]!r} is not a human Ensembl gene id: expected ENSG and 11 digits, or '' if unknown."
             )
         object.__setattr__(self, "symbols", symbols)
         object.__setattr__(self, "ensembl_ids", ids)

@@ -1,14 +1,14 @@
 """Integers that are not counts: what can be told from a sample of cells, with certainty or as likely.
 
-    MULTIPLES    all values, or those of most cells, share a divisor                                       refused
-    PRESENCE     only ones, in a cell where chance would have put more than 25 values above 1              refused
-    RANKS        a cell's different values are as far apart as they are often (ordinal, min, max)          refused
-    SHARES       a cell's values are whole numbers times a factor, rounded (CP10K, CPM of UMI)             refused
-    ONE TOTAL    cells sum to one total above 100,000, but not exactly, and ones are rare (TPM, CPM)       refused
+    MULTIPLES    all values, or those of most cells, share a divisor                                       rejected
+    PRESENCE     only ones, in a cell where chance would have put more than 25 values above 1              rejected
+    RANKS        a cell's different values are as far apart as they are often (ordinal, min, max)          rejected
+    SHARES       a cell's values are whole numbers times a factor, rounded (CP10K, CPM of UMI)             rejected
+    ONE TOTAL    cells sum to one total above 100,000, but not exactly, and ones are rare (TPM, CPM)       rejected
                  or to a power of ten above 10,000 to within the noise of rounding                         warned
-    PEAKS        a value above 1 is a cell's most common, and the one before is missing (log2, log1p)      refused
-    LOGARITHMS   values up to 20 that vary less between cells than counting does                           refused
-    NO GAPS      every number up to a cell's largest occurs: dense ranks; of 30 or more levels             refused
+    PEAKS        a value above 1 is a cell's most common, and the one before is missing (log2, log1p)      rejected
+    LOGARITHMS   values up to 20 that vary less between cells than counting does                           rejected
+    NO GAPS      every number up to a cell's largest occurs: dense ranks; of 30 or more levels             rejected
                  of fewer levels, in 20 cells or more                                                      warned
 
 The first line that applies wins. Each test is about something that counts do not do, whichever cells or genes somebody
@@ -63,7 +63,7 @@ class Doubt:
     advice: str
     """A sentence: what to do."""
     certain: bool
-    """Whether the caller should refuse the values; otherwise it should warn."""
+    """Whether the caller should reject the values; otherwise it should warn."""
 
 
 _ADVICE = "Pass the raw counts themselves, e.g. adata.layers['counts'] with layer='counts'."
@@ -82,7 +82,7 @@ def doubt(sample: sp.csr_matrix) -> Doubt | None:
     -------
     Doubt or None
         The first finding in the order of the table at the top of `rvqa.data.integers`; None where nothing speaks
-        against counts, which is no proof that they are counts.
+        against counts, which does not prove that they are counts.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""Raw counts out of log1p-normalised data, where the stored values prove them; otherwise a refusal, never a guess.
+"""Raw counts out of log1p-normalised data, where the stored values prove them; otherwise an error, never a guess.
 
 A cell was stored as v_j = ln(1 + c_j f): whole counts c_j times one factor f = target / library size. A stored value
 stands for an interval, half a unit of its last decimal or a few units in the last place to each side, so
@@ -8,12 +8,12 @@ c_j f lies in [low_j, high_j]. Starting from "the smallest value is m counts", m
     [f_low, f_high] is cut to the intersection of [low_j / c_j, high_j / c_j] of the settled values
 
 until nothing changes. A cell is explained if every c_j is settled; the counts are then normalised again and compared.
-More than one integer left for a value (a large count rounded to few decimals) is a refusal too.
+More than one integer left for a value (a large count rounded to few decimals) is an error as well.
 
 What normalising destroys: counts c and k c of a cell, k = 2, 3, ..., give the same values. The smallest are returned,
 and a cell whose counts all share a divisor would come out too small. For counts that are Poisson given any rates a
 positive count is even with probability (cosh r - 1) / (e^r - 1) < 1/2, so n values all are with less than 2^-n: cells
-with fewer than MIN_VALUES telling values are refused. So are cells where more than 7/8 of them share a divisor: one
+with fewer than MIN_VALUES telling values are rejected. So are cells where more than 7/8 of them share a divisor: one
 value that does not belong can make a finer unit look right. A library size of each cell settles these too: factor times
 library size is the same target in every cell, so the factor follows from it.
 
@@ -88,7 +88,7 @@ class _Cells:
 
 
 def recover_counts(matrix: Any, *, library_size: np.ndarray | None = None) -> RecoveredCounts:
-    """Recover the counts of log1p-normalised cells exactly, or refuse.
+    """Recover the counts of log1p-normalised cells exactly, or raise.
 
     Parameters
     ----------

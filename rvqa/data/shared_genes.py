@@ -66,7 +66,7 @@ def require_shared(
     *,
     aliases: AliasSource = None,
 ) -> SharedGenes:
-    """Refuse a file that shares almost no gene with the others, as when one has symbols and another Ensembl ids.
+    """Reject a file that shares almost no gene with the others, as when one has symbols and another Ensembl ids.
 
     Parameters
     ----------

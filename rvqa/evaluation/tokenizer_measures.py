@@ -338,7 +338,7 @@ def truth_of(taught: Sequence[Coded], test: Coded) -> tuple[np.ndarray, np.ndarr
 
 
 def require_types(study: Cells, labels: str) -> None:
-    """Refuse to measure a study without two types of enough cells."""
+    """Reject a study without two types of enough cells."""
     many = [name for name in set(study.label_N) - {""} if (study.label_N == name).sum() >= MIN_CELLS]
     if len(many) < 2:
         raise NotMeasured(

@@ -35,7 +35,7 @@ def reading(path: Path, kind: str = "codes") -> Iterator[None]:
     Raises
     ------
     rvqa.errors.InputError
-        With the name of the store before it, also where one of its chunks was refused.
+        With the name of the store before it, also where one of its chunks was rejected.
     """
     try:
         with about(path):
@@ -123,7 +123,7 @@ def whole_parquet(path: Path) -> pa.Table:
 def require_parquet(
     metadata: parquet.FileMetaData, schema: pa.Schema, codes: Sequence[str], cells: int, path: Path
 ) -> None:
-    """Refuse a parquet file that is not as rvqa writes it, by its metadata.
+    """Reject a parquet file that is not as rvqa writes it, by its metadata.
 
     Snappy, unlike zstd and others, unpacks to at most 22 times what is stored; no more than `LARGEST_TASK` rows are
     read at once.
@@ -136,7 +136,7 @@ def require_parquet(
 
 
 def _require_groups(metadata: parquet.FileMetaData, rows: int, path: Path) -> None:
-    """Refuse groups of rows that do not add up, are too large or are compressed otherwise."""
+    """Reject groups of rows that do not add up, are too large or are compressed otherwise."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     sizes = [group.num_rows for group in groups]
     within = all(0 <= size <= LARGEST_TASK for size in sizes)
@@ -156,7 +156,7 @@ def texts_of(schema: pa.Schema) -> list[str]:
 
 
 def require_columns(schema: pa.Schema, path: Path) -> None:
-    """Refuse columns that are not those of cells: `cell`, text, and others of numbers, bool and text, none twice."""
+    """Reject columns that are not those of cells: `cell`, text, and others of numbers, bool and text, none twice."""
     names = schema.names
     if "cell" not in names or "file" in names or len(set(names)) < len(names):
         raise InputError(
@@ -173,7 +173,7 @@ def require_columns(schema: pa.Schema, path: Path) -> None:
 
 
 def require_cells(table: pa.Table, cells: int, path: Path) -> pa.Table:
-    """Refuse a table of another number of cells, or with cells without a name; give the others back."""
+    """Reject a table of another number of cells, or with cells without a name; give the others back."""
     if table.num_rows != cells:
         raise InputError(f"{path}: the table of cells has {table.num_rows:,} rows for {cells:,} cells. {REPAIR}")
     if cells and (pa.types.is_null(table.schema.field("cell").type) or table.column("cell").null_count):

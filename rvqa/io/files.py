@@ -49,7 +49,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
 
 
 def require_hdf5(path: str | Path) -> Path:
-    """Refuse what is not a readable HDF5 file with a name for cells: `.h5ad`, `.h5mu` or 10x's `.h5`.
+    """Reject what is not a readable HDF5 file with a name for cells: `.h5ad`, `.h5mu` or 10x's `.h5`.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def require_hdf5(path: str | Path) -> Path:
 
 
 def require_anndata(file: Path, opened: Any) -> None:
-    """Refuse an HDF5 file or zarr store without `obs` and `var`."""
+    """Reject an HDF5 file or zarr store without `obs` and `var`."""
     if absent := [part for part in ("obs", "var") if part not in opened]:
         raise InputError(
             f"{file} is {'HDF5' if isinstance(opened, h5py.File) else 'zarr'}, but not of AnnData: it has no "
@@ -132,7 +132,7 @@ def sentence(error: BaseException) -> str:
 
 
 def require_writable(path: str | Path, *, force: bool, suffix: str = ".h5ad", inputs: Sequence[Path] = ()) -> Path:
-    """Refuse an output that cannot or should not be written, before any work is done.
+    """Reject an output that cannot or should not be written, before any work is done.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def require_writable(path: str | Path, *, force: bool, suffix: str = ".h5ad", in
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse a folder that is not there or that nothing can be written in; remove what killed runs left in it."""
+    """Reject a folder that is not there or that nothing can be written in; remove what killed runs left in it."""
     if not os.path.isdir(folder):
         if os.path.exists(folder):
             raise InputError(f"{folder} is not a folder. Choose another place for the output.")

@@ -61,7 +61,7 @@ def object_in(path: Path, repair: str, keys: Mapping[str, type] | None = None) -
 
 
 def require_keys(values: Mapping[str, Any], name: object, repair: str, keys: Mapping[str, type]) -> None:
-    """Refuse an object without a key, or with a value of another type under it; a bool is no number."""
+    """Reject an object without a key, or with a value of another type under it; a bool is not a number."""
     for key, wanted in keys.items():
         if key not in values:
             raise InputError(f"{name} has no {key!r}. {repair}")

@@ -9,9 +9,9 @@ from rvqa.io.files import require_folder
 
 
 def require_new_directory(directory: str | Path, *, force: bool, kind: str = "model", mark: str = "rvqa.json") -> Path:
-    """Refuse an output directory that exists, unless it is empty, or `force` is set and it holds what `mark` is of.
+    """Reject an output directory that exists, unless it is empty, or `force` is set and it holds what `mark` is of.
 
-    One that holds anything else beside it is refused as well: all of it would be gone.
+    One that holds anything else beside it is rejected as well, because all of it would be lost.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def require_new_directory(directory: str | Path, *, force: bool, kind: str = "mo
     inside = [each.relative_to(path).as_posix() for each in sorted(path.rglob("*")) if earlier]
     if foreign := [name for name in inside if not _OF_A_MODEL.fullmatch(name)]:
         raise InputError(
-            f"{path / foreign[0]} is no part of the {kind} {path}, which is to be replaced. Move it away, or choose "
+            f"{path / foreign[0]} is not part of the {kind} {path}, which is to be replaced. Move it away, or choose "
             "another directory."
         )
     return path

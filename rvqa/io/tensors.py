@@ -43,7 +43,7 @@ def read_json(path: Path, keys: Mapping[str, type] | None = None) -> dict[str, A
 
 
 def require_names(path: Path, key: str, values: Iterable[Any], *, once: bool = True) -> None:
-    """Refuse what is not a name among the values of a key: text of 1 to `LONGEST_NAME` characters, each `once`."""
+    """Reject what is not a name among the values of a key: text of 1 to `LONGEST_NAME` characters, each `once`."""
     seen = set()
     for value in values:
         if not isinstance(value, str):
@@ -88,7 +88,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def require_same_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are missing, extra, of another shape or type, or not finite.
+    """Reject tensors that are missing, extra, of another shape or type, or not finite.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def require_same_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapp
 
 
 def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinity."""
+    """Reject NaN and infinity."""
     for name, tensor in tensors.items():
         if n_broken := tensor.numel() - int(torch.isfinite(tensor).sum()):
             raise InputError(

@@ -85,7 +85,7 @@ def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, Pr
     path
         The directory.
     exact
-        Refuse tensors that do not belong to the model or are of another type, too, as where rvqa wrote them.
+        Reject tensors that do not belong to the model or are of another type, too, as where rvqa wrote them.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def open_language_model(path: Path, *, exact: bool) -> tuple[PreTrainedModel, Pr
 
 
 def _require_files(path: Path) -> None:
-    """Refuse a folder whose files next to its weights no library should be given: no JSON, too large, or not files.
+    """Reject a folder whose files next to its weights no library should be given: no JSON, too large, or not files.
 
     A link is followed, as Hugging Face's cache is made of them, to a file; a device or a pipe is not read.
     """
@@ -174,7 +174,7 @@ def _require_files(path: Path) -> None:
 
 
 def _require_config(file: Path) -> None:
-    """Refuse a config that would have a library make long lists or fetch code, before one sees it."""
+    """Reject a config that would have a library make long lists or fetch code, before one sees it."""
     ahead: list[tuple[str, Any]] = [("", read_json(file))]
     while ahead:
         key, value = ahead.pop()

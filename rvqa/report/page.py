@@ -1,6 +1,6 @@
 """One self-contained HTML file: building markup that cannot be broken out of, the page around it, writing it.
 
-Whatever is no `Html` is escaped where it enters markup, so names from untrusted files show as text. The page allows
+Whatever is not `Html` is escaped where it enters markup, so names from untrusted files show as text. The page allows
 its own style and its own script, by their hashes, and nothing else: no network, no other script.
 """
 

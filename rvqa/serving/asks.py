@@ -73,7 +73,7 @@ class Engine(Protocol):
 
 
 def require_temperature(asks: Iterable[Ask]) -> None:
-    """Refuse temperatures that vLLM does not take."""
+    """Reject temperatures that vLLM does not take."""
     hottest = max((ask.temperature for ask in asks), default=0.0)
     if hottest > 2:
         raise InputError(f'The temperature is {hottest}; vLLM takes 0 to 2. Use engine="hf", or a lower one.')

@@ -73,7 +73,7 @@ class Client:
         Raises
         ------
         EngineError
-            The server is gone, refuses a call, or replies with something else than asked for.
+            The server is gone, rejects a call, or replies with something else than asked for.
         """
         require_temperature(asks)
         calls, stopped = iter(self._calls(asks)), Event()
@@ -142,7 +142,7 @@ class Client:
             names = [model["id"] for model in models]
             ours = [model["id"] for model in models if source and source in (model["id"], model.get("root"))]
         except (EngineError, LookupError, TypeError, AttributeError) as error:
-            seen = error if isinstance(error, EngineError) else f"{self.address} is no vLLM server."
+            seen = error if isinstance(error, EngineError) else f"{self.address} is not a vLLM server."
             raise InputError(f"{seen} Start one with vllm serve {source or 'MODEL'} --logits-processors ...") from error
         if len(ours or names) != 1:
             served = self.server.shown(", ".join(map(str, names)))

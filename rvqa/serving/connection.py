@@ -85,7 +85,7 @@ class Connections:
         Raises
         ------
         EngineError
-            The server is gone, too slow, refuses the call, or answers with anything but such an object.
+            The server is gone, too slow, rejects the call, or answers with anything but such an object.
         """
         where = self.address + path
         sent = None if body is None else json.dumps(body).encode()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 _SEEDS = 2**64
-"""Seeds are taken modulo this, because numpy refuses negative ones."""
+"""Seeds are taken modulo this, because numpy rejects negative ones."""
 
 
 class HuggingFace:

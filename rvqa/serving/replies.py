@@ -175,7 +175,7 @@ class Kept:
             self.file.text_factory = bytes  # of a damaged file, it may be no text
             self.file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
             self._run("PRAGMA synchronous = OFF")  # or each reply waits for the disk
-            self._run("BEGIN IMMEDIATE")  # what cannot be written to is refused before an engine works
+            self._run("BEGIN IMMEDIATE")  # what cannot be written to is rejected before an engine works
             here = dict(self._run("SELECT name, sql FROM sqlite_schema LIMIT 9"))
             if not here.items() <= _TABLES.items():
                 raise InputError(f"{path} is a database of something else; give another file for the replies.")

@@ -135,7 +135,7 @@ class CellSpans(V1, V2):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse options that could break what a request asks for in its `rvqa_` options; vLLM's server answers 400.
+        """Reject options that could break what a request asks for in its `rvqa_` options; vLLM's server answers 400.
 
         A request without such options is served as text alone where one of its options could break a cell.
 

@@ -35,7 +35,7 @@ def read_genes(path: Path) -> tuple[GeneAxis, GeneShares]:
 
 
 def require_values(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuse values that no fit ends with, and that would make latents, codes or counts infinite or NaN."""
+    """Reject values that no fit ends with, and that would make latents, codes or counts infinite or NaN."""
     for name, tensor in tensors.items():
         low, high = {"gene_scale_G": (1 / LARGEST_VALUE, LARGEST_VALUE), "dispersion_G": (0.0, LARGEST_VALUE)}.get(
             name, (-LARGEST_VALUE, LARGEST_VALUE)

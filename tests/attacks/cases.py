@@ -97,7 +97,7 @@ def _main(at: str, first: int, cases: int, folder: Path, grows: int) -> None:
             case(number, place)
         except (InputError, EngineError) as error:
             if "\n" in str(error) or len(str(error)) > 2000:
-                sys.exit(f"case {number}: the error is no sentence:\n{error}")
+                sys.exit(f"case {number}: the error is not a sentence:\n{error}")
         except BaseException:
             sys.exit(f"case {number}:\n{traceback.format_exc()}")
         faulthandler.cancel_dump_traceback_later()

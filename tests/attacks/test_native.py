@@ -405,7 +405,7 @@ def call(number, folder):
 
 
 def useful(entry, got, right):
-    """Whether what is of use is the same: not the totals of entries that are no counts."""
+    """Whether what is of use is the same: not the totals of entries that are not counts."""
     if entry == "csr_totals" and int(right[1]):
         return int(got[1]) == int(right[1])
     return same(got, right)

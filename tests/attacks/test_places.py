@@ -116,7 +116,7 @@ def test_a_store_with_more_in_it_is_not_replaced(place, path, model, tmp_path):
     (out / place).parent.mkdir(exist_ok=True)
     (out / place).write_text("mine")
     before = state(tmp_path)
-    with pytest.raises(InputError, match=f"{place} is no part of the zarr store"):
+    with pytest.raises(InputError, match=f"{place} is not part of the zarr store"):
         encode(path, model, out, force=True)
     assert state(tmp_path) == before
 
@@ -136,7 +136,7 @@ def test_a_model_with_more_in_it_is_not_replaced(place, model, tmp_path):
     (out / place).parent.mkdir(exist_ok=True)
     (out / place).write_text("mine")
     before = state(tmp_path)
-    with pytest.raises(InputError, match=f"{place.split('/')[0]}.* is no part of the model"):
+    with pytest.raises(InputError, match=f"{place.split('/')[0]}.* is not part of the model"):
         model.save_pretrained(out, force=True)
     assert state(tmp_path) == before
 

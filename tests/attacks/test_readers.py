@@ -349,7 +349,7 @@ def test_a_rotten_chunk_of_a_store_is_named(store, tmp_path):
             read()
 
 
-# Values that are no counts: both ways refuse them alike.
+# Values that are not counts: both ways refuse them alike.
 
 STORAGES = {
     "h5ad, csr": lambda values, folder: retyped(folder, "csr", values),

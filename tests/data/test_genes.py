@@ -382,7 +382,7 @@ class TestTransposed:
             with pytest.raises(InputError, match=r"looks transposed: .*'S\d', 'S\d'.* 400 cells.*adata\.T"):
                 refuse_transposed(turned, axis)
         refuse_transposed(AnnData(var=table(axis.symbols[:50]), obs=table(axis.symbols)), axis)
-        # A screen: the gene that was knocked out is no name of a cell.
+        # A screen: the gene that was knocked out is not a name of a cell.
         refuse_transposed(AnnData(obs=table(range(4000), gene=[f"S{i % 100}" for i in range(4000)])), axis)
 
 
@@ -397,7 +397,7 @@ class TestMapColumns:
         expected = np.zeros((5, 80), dtype=np.float32)
         expected[:, present] = counts.toarray()
 
-        # Some genes come as two columns whose counts add up; some columns are no genes of the axis.
+        # Some genes come as two columns whose counts add up; some columns are not genes of the axis.
         split = rng.choice(present.size, 10, replace=False)
         part = rng.binomial(counts[:, split].toarray().astype(int), 0.4)
         dense = counts.toarray()

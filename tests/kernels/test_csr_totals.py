@@ -1,4 +1,4 @@
-"""Totals of sparse rows and what is no raw count, against sums of Python numbers."""
+"""Totals of sparse rows and what is not a raw count, against sums of Python numbers."""
 
 import math
 

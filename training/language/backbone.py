@@ -94,7 +94,7 @@ def open_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             )
     except NO_MODEL as error:
         raise InputError(
-            f"{base} is no directory here, and on the hub it cannot be opened as a causal language model: "
+            f"{base} is not a directory here, and on the hub it cannot be opened as a causal language model: "
             f"{sentence(error)} Give the directory of a model that was downloaded."
         ) from error
     return model, tokenizer

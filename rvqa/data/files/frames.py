@@ -76,7 +76,7 @@ class Frame:
         return self.table(self.names), []
 
     def require(self, key: str) -> None:
-        """Refuse a column that there is not."""
+        """Reject a column that there is not."""
         if key not in self.names:
             raise InputError(f"{self.name} has no column {key!r}. {nearest(key, self.names)}")
 

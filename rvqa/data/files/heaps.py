@@ -20,7 +20,7 @@ _HEAP = re.compile(rb"GCOL\x01\0\0\0")
 
 
 def require_heaps(path: Path) -> None:
-    """Refuse an HDF5 file with a heap that does not end.
+    """Reject an HDF5 file with a heap that does not end.
 
     Raises
     ------

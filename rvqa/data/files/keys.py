@@ -94,7 +94,7 @@ class Keys:
 
 
 def require_free(adata: AnnData, key: str, names: Mapping[str, list[str]]) -> None:
-    """Refuse a prefix under which the user keeps something of their own, before any work.
+    """Reject a prefix under which the user keeps something of their own, before any work.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def require_free(adata: AnnData, key: str, names: Mapping[str, list[str]]) -> No
 
 
 def require_copy(source: str | Path, target: str | Path, *, force: bool) -> Path:
-    """Refuse an output that cannot or should not be a copy of an input with our keys, before any work.
+    """Reject an output that cannot or should not be a copy of an input with our keys, before any work.
 
     Raises
     ------
@@ -156,7 +156,7 @@ _CHUNK = re.compile(r"c|(c[/.])?\d+([/.]\d+)*")
 
 
 def require_store(path: Path) -> None:
-    """Refuse to replace a folder that is not a zarr store through and through, nor empty.
+    """Reject replacing a folder that is not a zarr store through and through, nor empty.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def require_store(path: Path) -> None:
             within = (folder / name).relative_to(node).as_posix()
             if name in links or not (within in _NODE or _CHUNK.fullmatch(within)):
                 raise InputError(
-                    f"{folder / name} is no part of the zarr store {path}, which is to be replaced. Move it away, or "
+                    f"{folder / name} is not part of the zarr store {path}, which is to be replaced. Move it away, or "
                     "choose another name for the output."
                 )
 

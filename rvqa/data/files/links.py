@@ -1,4 +1,4 @@
-"""HDF5 files that keep to themselves: what a link or a dataset brings from another file is refused.
+"""HDF5 files that keep to themselves: what a link or a dataset brings from another file is rejected.
 
 A link, a dataset stored externally or a virtual dataset can name any file of the reader's: its bytes would come into
 obs or counts and so into outputs, and what is written through a link would change that file.
@@ -17,7 +17,7 @@ _HOPS = 16
 
 
 def require_own(root: h5py.Group) -> None:
-    """Refuse a group in which anything stands in another file; links inside the file are followed.
+    """Reject a group in which anything stands in another file; links inside the file are followed.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def require_own(root: h5py.Group) -> None:
 
 
 def _require_link(group: h5py.Group, path: str) -> None:
-    """Refuse a path of which a part leads to another file."""
+    """Reject a path of which a part leads to another file."""
     parts, hops = [part for part in path.split("/") if part], 0
     at = group.file["/"] if path.startswith("/") else group
     while parts:

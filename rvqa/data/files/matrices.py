@@ -186,7 +186,7 @@ def whole(matrix: Matrix) -> np.ndarray | sp.csr_matrix:
 
 
 def as_csr(rows: Rows, columns: int) -> sp.csr_matrix:
-    """Rows as a canonical CSR matrix; what is broken is refused.
+    """Rows as a canonical CSR matrix; what is broken is rejected.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 A few bytes of a file can stand for any amount of memory: compressed zeros, a shape without values, one long text that
 every cell names. Each reader therefore says here what its next piece takes. What is more than may be taken at all is
-refused, with both numbers; large pieces that threads read at once wait for each other.
+rejected, with both numbers; large pieces that threads read at once wait for each other.
 """
 
 import os
@@ -98,7 +98,7 @@ def of_machine() -> int:
 
 
 def require(size: int, what: str) -> None:
-    """Refuse a piece of a file that takes more than reading may.
+    """Reject a piece of a file that takes more than reading may.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def taken(size: int, what: str) -> Iterator[None]:
 
 
 def require_stored(size: int, stored: int, what: str) -> None:
-    """Refuse a large piece that the file stores next to nothing of.
+    """Reject a large piece that the file stores next to nothing of.
 
     Raises
     ------

@@ -121,7 +121,7 @@ class Source:
         Warns
         -----
         rvqa.errors.InputWarning
-            Integers that probably are no counts.
+            Integers that probably are not counts.
         """
         with about(self.name):
             if 0 in self.matrix.shape:

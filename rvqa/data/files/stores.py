@@ -28,7 +28,7 @@ _PIECE = 2**20
 
 
 def require_inside(store: Path) -> None:
-    """Refuse a store in which a link leads out of it, or to a folder.
+    """Reject a store in which a link leads out of it, or to a folder.
 
     Raises
     ------
@@ -117,14 +117,14 @@ def _damaged(array: Any, spans: list[range], place: str, error: BaseException) -
 
 
 def _require_codecs(array: Any, place: str) -> None:
-    """Refuse a codec that runs what the chunk says."""
+    """Reject a codec that runs what the chunk says."""
     names = [str(getattr(each, "codec_id", "")) for each in (*array.filters, *array.compressors)]
     if "pickle" in names:
         raise InputError(f"{place} is stored by the codec pickle, which can run any program. Write it as plain values.")
 
 
 def _require_chunk(array: Any, at: tuple[int, ...], place: str) -> None:
-    """Refuse a chunk that takes far more memory than a chunk of counts, or names, does."""
+    """Reject a chunk that takes far more memory than a chunk of counts, or names, does."""
     file = array.store_path.store.root / array.path / array.metadata.encode_chunk_key(at)
     codec = next((_codec(each) for each in array.compressors), "")
     if not codec or not file.is_file():

@@ -88,7 +88,7 @@ def _transpose(
             order = np.argsort(bucket, kind="stable")
             ends = np.searchsorted(bucket[order], np.arange(len(bounds)))
             for i, file in enumerate(files):
-                file.write(part[order[ends[i] : ends[i + 1]]].data)  # `tofile` does not say why a disk refuses
+                file.write(part[order[ends[i] : ends[i + 1]]].data)  # `tofile` does not say why a disk fails
     finally:
         for file in files:
             file.close()

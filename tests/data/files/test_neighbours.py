@@ -165,7 +165,7 @@ def test_a_missing_value_is_no_control(small, model_path, rvqa_cli, tmp_path):
     words = ["fit", tmp_path / "cells.h5ad", "-o", tmp_path / "m", "--condition", "c", "--control", "nan", "-q"]
     done = rvqa_cli(*words)
     assert done.code == 2
-    assert "60 of 120 cells have no value in obs['c'], and a missing value is no control" in done.err
+    assert "60 of 120 cells have no value in obs['c'], and a missing value is not a control" in done.err
 
 
 def test_a_column_with_blanks_around_its_name(small, right, kang_model, rvqa_cli, tmp_path):

@@ -162,7 +162,7 @@ FEATURES = {
 @pytest.mark.parametrize("kind", FEATURES)
 @pytest.mark.parametrize("denoised", [False, True])
 def test_features_that_are_no_genes_are_left_out_both_ways(kind, denoised, small, right, both_ways, tmp_path):
-    """Also where their values are no counts, as of antibodies that were denoised."""
+    """Also where their values are not counts, as of antibodies that were denoised."""
     name, column, genes = FEATURES[kind]
     values = np.random.default_rng(0).normal(2, 1, (120, len(EXTRA))) if denoised else None
     with_features(small, name, column, values, genes).write_h5ad(tmp_path / "cells.h5ad")
