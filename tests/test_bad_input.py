@@ -352,7 +352,7 @@ CASES = {
     "no such file": (lambda p: p.encode(p.write().with_name("cell.h5ad")), ["does not exist", "'cells.h5ad'"]),
     "a folder": (lambda p: p.encode(p.folder), ["is a folder"]),
     # Models.
-    "no model there": (lambda p: p.encode(p.small, "-m", p.folder / "none"), ["no rvqa model", "does not exist"]),
+    "no model there": (lambda p: p.encode(p.small, "-m", p.folder / "none"), ["not an rvqa model", "does not exist"]),
     "a folder without a model": (lambda p: p.encode(p.small, "-m", p.folder), ["no rvqa.json", "rvqa fit"]),
     "a file as model": (lambda p: p.encode(p.small, "-m", p.small), ["is not a directory"]),
     "another version": (lambda p: p.spoil_json("rvqa.json", format_version=2), ["version 2", "reads version 1"]),

@@ -150,7 +150,7 @@ def load(directory: str | Path, *, weights: bool = True) -> Model:
     """
     path = Path(directory)
     if not (path / "rvqa.json").is_file():
-        raise InputError(f"{path} is not a rvqa model: it {_absent(path)}. Give the directory that `rvqa fit` wrote.")
+        raise InputError(f"{path} is not an rvqa model: it {_absent(path)}. Give the directory that `rvqa fit` wrote.")
     card = _read_card(path)
     cell_tokenizer = CellTokenizer.from_pretrained(path / "cell_tokenizer")
     network = None
@@ -192,7 +192,7 @@ def load_tokenizer(directory: str | Path) -> CellTokenizer:
         return CellTokenizer.from_pretrained(path / "cell_tokenizer")
     if (path / "genes.parquet").is_file():
         return CellTokenizer.from_pretrained(path)
-    raise InputError(f"{path} is not a rvqa model: it {_absent(path)}. Give the directory that `rvqa fit` wrote.")
+    raise InputError(f"{path} is not an rvqa model: it {_absent(path)}. Give the directory that `rvqa fit` wrote.")
 
 
 def _absent(path: Path) -> str:

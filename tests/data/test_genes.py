@@ -97,7 +97,7 @@ class TestAxis:
             (("A", "A"), ("", ""), "symbol 'A' occurs more than once"),
             (("A", "B"), (ensg(1), ensg(1) + ".3"), "occurs more than once"),
             (("A", ""), ("", ""), "Gene 1 of the axis has no symbol"),
-            (("Xkr4",), ("ENSMUSG00000051951",), "no human Ensembl gene id"),
+            (("Xkr4",), ("ENSMUSG00000051951",), "not a human Ensembl gene id"),
         ],
     )
     def test_refuses_genes_that_are_not_named_once(self, symbols, ids, said):
