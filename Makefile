@@ -1,11 +1,11 @@
-# Every target sets up what it needs in .venv; `make demo` and `make test` are all a newcomer types.
+# Every target sets up what it needs in .venv. A newcomer needs only `make demo` and `make test`.
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 export DS_BUILD_OPS := 0
 
-# Real cells that lie beside the repository are used unless others are named. The library itself looks for none.
+# Targets use real cells in ../shared/data unless RVQA_DATA_DIR names others. The library itself does not look there.
 ifneq ($(wildcard ../shared/data/.),)
 export RVQA_DATA_DIR ?= $(abspath ../shared/data)
 endif
@@ -27,7 +27,7 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/* csrc
 	$(PIP) -e ".[test]"
 	@touch $@
 
-demo: $(VENV)/installed   ## the whole path on real cells
+demo: $(VENV)/installed   ## fit, tokenize, annotate and predict on real cells
 	$(VENV)/bin/rvqa demo
 
 test: $(VENV)/installed   ## the core tests, without hostile input (make fuzz); tests/conftest.py says which files come first
@@ -38,13 +38,13 @@ test-cuda: $(VENV)/installed   ## CUDA C++ run on the CPU by tests/cuda/emulatio
 	@command -v nvcc >/dev/null || echo "NO NVCC ON THIS MACHINE: the CUDA sources run under the emulation, and are not compiled"
 	RVQA_TEST_CUDA=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/cuda tests/kernels -k cuda
 
-# A fit amplifies the last bits of its sums, so another machine fits another model. Plain kernels stand in for one: a test
-# that asserts what one fit happened to give fails here.
-test-portable: $(VENV)/installed   ## the tests of what is fitted, once more with other arithmetic
+# A fit amplifies the last bits of its sums, so another machine fits another model. The portable kernels simulate another
+# machine: a test that asserts a result of one particular fit fails here.
+test-portable: $(VENV)/installed   ## the tests of fitted models, with other arithmetic
 	RVQA_ISA=portable ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    tests/training tests/tokenizer tests/test_demo.py
 
-# An environment of its own: vLLM pins torch, and its CPU build must not meet CUDA builds of torchvision and the like.
+# Serving has its own environment: vLLM pins torch, and its CPU build must not meet CUDA builds of torchvision and others.
 $(SERVE)/installed: pyproject.toml setup.py tests/vllm/requirements.txt
 	$(PYTHON) -m venv $(SERVE)
 	$(SERVE_PIP) torch==2.13.0 pytest "pybind11>=3.0" "setuptools>=77,<82"
@@ -60,7 +60,7 @@ $(SERVE)/model/rvqa.json: $(VENV)/installed $(SERVE)/installed tests/vllm/model.
 test-serve: $(SERVE)/installed $(SERVE)/model/rvqa.json   ## a real vLLM engine and server on the CPU
 	RVQA_SERVE_MODEL=$(SERVE)/model $(SERVE)/bin/python -m pytest tests/vllm --durations 10
 
-coverage: $(VENV)/installed   ## how much of rvqa/ the tests run, without those that repeat it thousands of times
+coverage: $(VENV)/installed   ## share of rvqa/ that the tests run, without tests that repeat it thousands of times
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --ignore tests/kernels --ignore tests/gpu --ignore tests/test_fuzz.py --ignore tests/test_variants.py \
 	    --cov=rvqa --cov-fail-under=90
 
@@ -75,12 +75,12 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# The contract of layers is .importlinter: of the package as it is installed.
+# Checks the layers that .importlinter defines, on the package as installed.
 layers: wheel
 	rm -rf build/layers && $(PY) -m zipfile -e dist/rvqa-*.whl build/layers
 	cd build/layers && ../../$(VENV)/bin/lint-imports --no-cache --config ../../.importlinter
 
-types: wheel              ## of the package as it is installed
+types: wheel              ## mypy on the package as installed
 	rm -rf build/typed && $(PY) -m zipfile -e dist/rvqa-*.whl build/typed
 	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p rvqa
 
@@ -88,7 +88,7 @@ sanitize: $(VENV)/installed   ## the kernels' tests under AddressSanitizer and U
 	.ci/sanitize
 
 fuzz: export RVQA_FUZZ_CASES ?= 10000
-fuzz: $(VENV)/installed   ## hostile input by the thousand; that of the kernels under the sanitizers
+fuzz: $(VENV)/installed   ## thousands of hostile inputs; those of the kernels under the sanitizers
 	.ci/sanitize tests/attacks/test_native.py
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/test_fuzz.py tests/attacks --ignore tests/attacks/test_native.py
 

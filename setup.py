@@ -1,8 +1,8 @@
 """Build of the optional native modules; everything else is in pyproject.toml.
 
-`rvqa._native` is C++ for the CPU, `rvqa._cuda` the sources in csrc/cuda, where this version has any. `RVQA_BUILD`
-decides: `auto` (default) builds what the machine can and installs without the rest, `cpu` insists on the first, `cuda`
-on both, `none` skips both. torch is never imported here: the native code sees pointers and sizes only.
+`rvqa._native` is C++ for the CPU; `rvqa._cuda` has the sources in csrc/cuda, if this version has any. `RVQA_BUILD`
+decides what is built: `auto` (default) builds what the machine can and installs without the rest, `cpu` requires the
+first, `cuda` requires both, `none` skips both. Native code sees only pointers and sizes, so torch is not imported.
 """
 
 import os
@@ -31,7 +31,7 @@ native = Pybind11Extension(
     depends=sorted(glob("csrc/cpu/*.h") + glob("csrc/cpu/*.inl")),
     cxx_std=17,
     # -ffp-contract=off: the exactness proof counts roundings, so the compiler must not fuse or split them on its own.
-    # Each instruction set has its file, which sets its own target: no -march here.
+    # Each instruction set has its own file, which sets its target, so -march is not given here.
     extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-pthread", *sanitize],
     extra_link_args=["-pthread", *sanitize],
 )
@@ -65,7 +65,7 @@ class BuildNative(build_ext):
             print(f"rvqa: {ext.name} not built ({error}); another backend will be used", file=sys.stderr)
 
     def build_cuda(self, ext: Pybind11Extension) -> None:
-        """Compile and link with one call of nvcc; like the CPU code without fused operations."""
+        """Compile and link with one call of nvcc, without fused operations, as for the CPU code."""
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         code = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
@@ -73,7 +73,7 @@ class BuildNative(build_ext):
         includes = [f"-I{folder}" for folder in [*ext.include_dirs, sysconfig.get_path("include")]]
         host = "-Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"
         if subprocess.run([nvcc, *flags, host, *includes, *ext.sources, "-o", target], check=False).returncode:
-            raise CompileError("nvcc failed; what it said is above")
+            raise CompileError("nvcc failed; its output is above")
 
 
 ParallelCompile("RVQA_BUILD_JOBS").install()

@@ -1,4 +1,4 @@
-"""Run in an environment that holds the wheel and nothing else: import, quantize, round trip, doctor's facts."""
+"""Checks a wheel in an environment that has nothing else: import, quantization, round trip, facts of doctor."""
 
 import importlib.util
 import os

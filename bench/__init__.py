@@ -1,1 +1,1 @@
-"""One runnable module per claim: `python -m bench.NAME [--json]`, from a checkout; not part of the package."""
+"""One runnable module per claim: `python -m bench.NAME [--json]` in a checkout. The package does not include it."""

@@ -1,14 +1,14 @@
-"""Cells annotated a second: ten tokens a cell against a sentence of its 200 highest genes, and against evidence first.
+"""Cells annotated per second: ten tokens a cell, against a sentence of its 200 highest genes and against evidence.
 
 python -m bench.annotate_throughput [--json] [--layers 28] [--width 1024]
 
-Real PBMC3k cells from raw counts to a label among Kang's eight, on one language model with Qwen3's vocabulary and
-tokenizer, by default of the shape of Qwen3-0.6B; its weights are random, since speed does not depend on them. Both
-sides begin with the counts and end with probabilities of the labels from the same one-pass scorer:
+It takes real PBMC3k cells from raw counts to one of Kang's eight labels. All sides use one language model with Qwen3's
+vocabulary and tokenizer, by default of the shape of Qwen3-0.6B; its weights are random, since speed does not depend on
+them. They begin with the counts and end with probabilities of the labels from the same one-pass scorer:
 
     ten tokens      rvqa.encode, prompt of ten tokens
     cell sentence   the 200 highest genes by name (as Cell2Sentence writes them), Qwen's BPE, prompt of that text
-    evidence        ten tokens, then 100 tokens written one after the other, then the labels
+    evidence        ten tokens, then 100 tokens written one after another, then the labels
 
 Needs RVQA_DATA_DIR and RVQA_REF_DIR.
 """
@@ -51,7 +51,7 @@ EVIDENCE = 100
 
 
 def make_model(cells: anndata.AnnData, ref: Path, layers: int, width: int) -> Model:
-    """A cell tokenizer fitted for a moment, and a language model of random weights with Qwen's vocabulary."""
+    """Fit a cell tokenizer for a few steps, and make a language model of random weights with Qwen's vocabulary."""
     reference = read_reference(cells, labels="cell_type")
     tokenizer = CellTokenizer.fit([reference], TokenizerSettings(epochs=5), progress=False)
     text_tokenizer, vocabulary = qwen_fixture.qwen_tokenizer_with_cells(ref)
@@ -71,13 +71,13 @@ def make_model(cells: anndata.AnnData, ref: Path, layers: int, width: int) -> Mo
 
 
 def by_tokens(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
-    """Scores of labels from ten tokens a cell."""
+    """Score labels from ten tokens a cell."""
     codes = rvqa.encode(cells, model, copy=True).obsm["rvqa_codes"]
     return label_scores(model, codes, LABELS, engine=HuggingFace(model, batch_size=size))[0]
 
 
 def by_evidence(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
-    """Scores of labels after words about each cell."""
+    """Score labels after the model has written words about each cell."""
     codes = rvqa.encode(cells, model, copy=True).obsm["rvqa_codes"]
     scores, words = label_scores(model, codes, LABELS, reasoning=EVIDENCE, engine=HuggingFace(model, batch_size=size))
     if not all(words):
@@ -86,7 +86,7 @@ def by_evidence(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
 
 
 def sentences(cells: anndata.AnnData) -> list[str]:
-    """Names of the highest genes of each cell, in their order; ties by column."""
+    """Return names of the highest genes of each cell, in decreasing order; the lower column wins a tie."""
     names = cells.var_names.to_numpy()
     counts = cells.X.tocsr()
     texts = []
@@ -98,7 +98,7 @@ def sentences(cells: anndata.AnnData) -> list[str]:
 
 
 def by_sentence(model: Model, cells: anndata.AnnData, size: int) -> np.ndarray:
-    """Scores of labels from a sentence of genes."""
+    """Score labels from a sentence of genes."""
     encoder = PromptEncoder(model.text_tokenizer, model.vocabulary)
     answers = beginnings([encoder.answer(ANNOTATE.answer, label=label)[0].tolist() for label in LABELS])
     prompts = model.text_tokenizer([f"{text} Cell type:" for text in sentences(cells)])["input_ids"]
@@ -111,8 +111,8 @@ def main() -> None:
     arguments = harness.parser(__doc__ or "")
     arguments.add_argument("--layers", type=int, default=28)
     arguments.add_argument("--width", type=int, default=1024)
-    arguments.add_argument("--cells", type=int, nargs=3, default=[64, 4, 16], help="tokens, sentence, evidence")
-    arguments.add_argument("--batches", type=int, nargs=3, default=[16, 2, 16], help="cells at once, of the same")
+    arguments.add_argument("--cells", type=int, nargs=3, default=[64, 4, 16], help="for tokens, sentence, evidence")
+    arguments.add_argument("--batches", type=int, nargs=3, default=[16, 2, 16], help="batches, as above")
     arguments.set_defaults(repeats=3)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,24 +1,24 @@
-"""From files to codes: `rvqa encode` against only reading, against its own CPU time, and against scanpy and a model.
+"""From files to codes: `rvqa encode` against only reading, its own CPU time, and scanpy with a model in torch.
 
 python -m bench.atlas --tokenizer DIR [--cells 1000000] [--folder DIR] [--kills 20] [--beyond] [--annotate] [--json]
 
-The atlas is made of the real cells of four files of RVQA_DATA_DIR (union of their genes), resampled: each cell is one
-of them, one in five the sum of two, every count kept with a probability between 1/2 and 1. It is written part by part
-as .h5ad (gzip, and uncompressed) and as sharded .zarr into the folder (kept there; several GB).
+The atlas resamples the real cells of four files of RVQA_DATA_DIR (union of their genes): each cell is one of them, or
+for one in five the sum of two, and every count is kept with a probability between 1/2 and 1. The bench writes it part
+by part as .h5ad (gzip, and uncompressed) and as sharded .zarr into the folder, where it stays (several GB).
 
 efficiency          max(wall of only reading with the same reader and threads, CPU seconds / cores) / wall of the whole
 share_of_read_speed wall of only reading / wall of the whole
-peak_memory_gib     of a process that encodes the uncompressed atlas; memory_growth: that over one for a tenth of it
-kills_survived      runs that were killed (SIGKILL) at a random moment and, started again, ended with the same bytes
-dask_seconds        more wall a task by one local worker of Dask than without
-ratio_scanpy_*      cells per second over: AnnData backed, normalize_total, log1p, the model's layers densely, its
-                    codebooks by torch.cdist; on 8,192 cells
+peak_memory_gib     of a process that encodes the uncompressed atlas; memory_growth: its ratio to a tenth of the atlas
+kills_survived      runs killed (SIGKILL) at a random moment that gave the same bytes when they were started again
+dask_seconds        additional wall per task with one local Dask worker
+ratio_scanpy_*      cells per second over those of AnnData backed, normalize_total, log1p, the model's dense layers and
+                    its codebooks by torch.cdist; on 8,192 cells
 
-Codes of the first cells are compared with those of `rvqa.encode` in memory before anything is timed; those of the rival
-differ here and there (`same_as_rival`): it rounds on the way, and normalises by what is stored. --beyond encodes more
-than 2^31 entries (one block of cells, repeated) and compares the codes of every repetition with those of the first.
---annotate does that alone: `rvqa annotate` and `rvqa encode` of the gzip atlas into .h5ad, cells a second and the most
-memory (GiB) of each process; the codes of both must be equal, and the labels of the first cells those of memory.
+Before timing, the bench compares codes of the first cells with those of `rvqa.encode` in memory. Some codes of the
+rival differ (`same_as_rival`): it rounds on the way and normalises by what is stored. --beyond encodes more than 2^31
+entries (one block of cells, repeated) and compares the codes of every repetition with those of the first. --annotate
+measures only `rvqa annotate` and `rvqa encode` of the gzip atlas into .h5ad: cells per second and peak memory (GiB) of
+each process. The codes of both must be equal, and the labels of the first cells equal to those computed in memory.
 """
 
 import argparse
@@ -53,7 +53,7 @@ RIVAL_CELLS = 8_192
 
 
 def base_cells() -> tuple[sp.csr_matrix, GeneAxis]:
-    """Real cells of four studies on the union of their genes."""
+    """Return real cells of four studies on the union of their genes."""
     folder = Path(os.environ["RVQA_DATA_DIR"])
     files = [anndata.read_h5ad(folder / f"{name}.h5ad") for name in FILES]
     axis = GeneAxis.union([GeneAxis.from_adata(each) for each in files])
@@ -61,7 +61,7 @@ def base_cells() -> tuple[sp.csr_matrix, GeneAxis]:
 
 
 def resampled(base: sp.csr_matrix, cells: int, seed: int = 0, block: int = 10_000) -> Iterator[sp.csr_matrix]:
-    """Blocks of cells made of real ones; the first n cells are the same however many are made."""
+    """Yield blocks of cells made of real ones; the first n cells do not depend on how many are made."""
     for start in range(0, cells, block):
         rng = np.random.default_rng([seed, start])
         made = base[rng.integers(base.shape[0], size=block)]
@@ -127,14 +127,14 @@ def make(path: Path, cells: int, base: sp.csr_matrix, axis: GeneAxis) -> None:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Return wall and CPU seconds of a run."""
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def only_read(path: Path, tokenizer: CellTokenizer, threads: int, folder: Path) -> None:
-    """All rows of a file through the reader of `rvqa encode`, in as many threads, and nothing else."""
+    """Read all rows of a file by the reader of `rvqa encode`, in as many threads, and do nothing else."""
     from concurrent.futures import ThreadPoolExecutor
 
     encoder = Encoder([path], tokenizer, Settings(), scratch=folder, say=print)
@@ -147,7 +147,7 @@ def only_read(path: Path, tokenizer: CellTokenizer, threads: int, folder: Path) 
 
 
 def stages(run: Callable[[], Any]) -> dict[str, float]:
-    """CPU seconds of a run by stage, all threads together."""
+    """Return CPU seconds of a run by stage, over all threads."""
     from rvqa.data.files import matrices
     from rvqa.kernels import ops
 
@@ -181,7 +181,7 @@ def stages(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def rival(path: Path, tokenizer: CellTokenizer, cells: int) -> tuple[float, np.ndarray]:
-    """Seconds and codes the usual way: backed AnnData, scanpy, dense layers, torch.cdist."""
+    """Encode the usual way (backed AnnData, scanpy, dense layers, torch.cdist); return seconds and codes."""
     import scanpy
 
     began = time.perf_counter()
@@ -205,7 +205,7 @@ def rival(path: Path, tokenizer: CellTokenizer, cells: int) -> tuple[float, np.n
 
 
 def in_memory(path: Path, tokenizer: CellTokenizer) -> np.ndarray:
-    """Codes of the first cells by `rvqa.encode`."""
+    """Return codes of the first cells by `rvqa.encode`."""
     read = anndata.experimental.read_lazy if path.suffix == ".zarr" else anndata.read_h5ad
     adata = (read(path) if path.suffix == ".zarr" else read(path, backed="r"))[:RIVAL_CELLS].to_memory()
     rvqa.encode(adata, tokenizer)
@@ -213,7 +213,7 @@ def in_memory(path: Path, tokenizer: CellTokenizer) -> np.ndarray:
 
 
 def peak(path: Path, tokenizer: Path, out: Path, threads: int) -> float:
-    """GiB that a process of its own takes at most (VmHWM: what getrusage says counts the process that started it)."""
+    """Return the peak GiB of a separate process, by VmHWM, because getrusage includes the process that started it."""
     code = (
         "import sys; from pathlib import Path; from rvqa.atlas.run import Settings, encode_files;"
         "from rvqa.language.model import load_tokenizer;"
@@ -239,7 +239,7 @@ finally:
 
 
 def annotated(path: Path, model: Path, folder: Path, cells: int) -> dict[str, float]:
-    """Cells a second and GiB of `rvqa annotate`, beside those of `rvqa encode`."""
+    """Return cells per second and GiB of `rvqa annotate` and of `rvqa encode`."""
     figures = {}
     for command in ("encode", "annotate"):
         out = folder / f"{command}.h5ad"
@@ -259,9 +259,9 @@ def annotated(path: Path, model: Path, folder: Path, cells: int) -> dict[str, fl
         codes = [each["obsm/rvqa_codes"][:] for each in (encoded, file)]
         labels = anndata.io.read_elem(file["obs/rvqa_cell_type"])[:RIVAL_CELLS]
     if not (codes[0] == codes[1]).all():
-        raise SystemExit("annotate: other codes than encode")
+        raise SystemExit("annotate: the codes differ from those of encode")
     if list(labels) != list(first.obs["rvqa_cell_type"]):
-        raise SystemExit("annotate: other labels than in memory")
+        raise SystemExit("annotate: the labels differ from those computed in memory")
     return figures
 
 
@@ -277,7 +277,7 @@ encode_files(Path(sys.argv[2]), tokenizer, Path(sys.argv[3]), settings=Settings(
 
 
 def survived(path: Path, tokenizer: Path, folder: Path, kills: int) -> int:
-    """How many of so many killed runs ended with the same bytes when they were started again."""
+    """Return how many killed runs gave the same bytes when they were started again."""
     cells, out, whole = "8192", folder / "killed.rvq", folder / "whole.rvq"
     whole.unlink(missing_ok=True)
     began = time.perf_counter()
@@ -303,7 +303,7 @@ def survived(path: Path, tokenizer: Path, folder: Path, kills: int) -> int:
 
 
 def dask_seconds(path: Path, tokenizer: CellTokenizer, folder: Path, rounds: int) -> float:
-    """Wall a task that one local worker with as many threads takes more."""
+    """Return the additional wall per task of one local worker with as many threads."""
     from rvqa.atlas.cluster import local_cluster
 
     threads, settings, out = default_threads(), Settings(), folder / "dask.rvq"
@@ -314,14 +314,14 @@ def dask_seconds(path: Path, tokenizer: CellTokenizer, folder: Path, rounds: int
             one = out.read_bytes()
             both, _ = timed(lambda: encode_files(path, tokenizer, out, settings=settings, cluster=cluster, force=True))
             if out.read_bytes() != one:
-                raise SystemExit("Dask: other bytes")
-            if repeat:  # in the first the worker imports and opens
+                raise SystemExit("Dask: the bytes differ")
+            if repeat:  # in the first repeat the worker imports and opens
                 more.append(both - alone)
     return float(np.median(more)) / -(-rvqa.open_codes(out).manifest["cells"] // settings.cells)
 
 
 def beyond(folder: Path, tokenizer: CellTokenizer, base: sp.csr_matrix, axis: GeneAxis) -> dict[str, Any]:
-    """Encode more than 2^31 entries: a block of cells, stored once a repetition."""
+    """Encode more than 2^31 entries: a block of cells, stored again in each repetition."""
     import zlib
 
     path, block = folder / "beyond.h5ad", next(resampled(base, 3_000))
@@ -394,7 +394,7 @@ def main() -> None:
         whole()
         found = rvqa.open_codes(out)[:RIVAL_CELLS]
         if not np.array_equal(found, in_memory(path, tokenizer)):
-            raise SystemExit(f"{form}: other codes than in memory")
+            raise SystemExit(f"{form}: the codes differ from those in memory")
         same = float((found == codes).all(1).mean())
         rows = []
         for _ in range(given.rounds):

@@ -1,10 +1,10 @@
-"""How often the float16 certificate of `csrc/cuda` settles a code, and whether codes are those of the CPU.
+"""How often the float16 certificate of `csrc/cuda` certifies a code, and whether codes equal those of the CPU.
 
 python -m bench.certificate [--rows 20000] [--json]       on a GPU, or with RVQA_CUDA_EMULATED on a CPU
 
-For each width, of Gaussian rows and codebooks of k-means on them, and of real latents where RVQA_DATA_DIR has cells:
+For each width, on Gaussian rows with k-means codebooks, and on real latents if RVQA_DATA_DIR has cells, it prints:
 
-uncertified   share of the levels of rows that the bound leaves open, to be settled in float64 or exactly
+uncertified   share of row levels that the bound leaves open, which float64 or exact sums then settle
 wrong         codes that differ from those of the backend `cpu`; anything but 0 is a bug
 """
 
@@ -28,7 +28,7 @@ WIDTHS, LEVELS, CODEWORDS = (32, 64, 128, 512), 8, 32
 
 
 def gaussian(rows: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows, and codebooks by k-means on the residuals of 4,096 of them."""
+    """Return rows, and codebooks by k-means on the residuals of 4,096 of them."""
     random = torch.Generator().manual_seed(width)
     x_ND = torch.randn(rows, width, generator=random)
     left_ND, rng, codebooks = torch.randn(4096, width, generator=random), np.random.default_rng(width), []
@@ -39,7 +39,7 @@ def gaussian(rows: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def real(rows: int) -> tuple[Tensor, Tensor]:
-    """Latents of 10x's 3k PBMC cells, as often as needed with noise of their own size over 100, and codebooks."""
+    """Return latents of 10x's 3k PBMC cells, repeated with noise of a hundredth of their size, and codebooks."""
     adata = anndata.read_h5ad(Path(os.environ["RVQA_DATA_DIR"]) / "pbmc3k_10x.h5ad")
     tokenizer = fit_tokenizer([read_reference(adata, labels="cell_type")], progress=False)
     cells, alignment, depth_N = cells_on_axis(adata, tokenizer)

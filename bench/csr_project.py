@@ -3,11 +3,11 @@
 python -m bench.csr_project [--json] [--hidden 256] [--cells 4096]
 
 Cases: atlas-like rows (1,460 non-zeros, genes detected with log-normal frequencies) on axes of 2,000, 5,000 and 20,000
-genes, and with RVQA_DATA_DIR the cells of PBMC3k and Kang 2018 as they are. Contenders: scipy's pipeline (row sums,
-scaling, log1p, CSR @ dense; one thread, as scipy works), torch's CSR product behind the same steps, and the floor,
-which takes the values as given and only gathers rows of W and multiplies and adds, sums in registers, row by row. rvqa
-takes 64 genes at a time for 256 cells, so their rows of W come from the nearest cache: it can be ahead of that floor.
-Results must agree to the last bit with the reference on a part of the rows, and to rounding with scipy.
+genes, and with RVQA_DATA_DIR the cells of PBMC3k and Kang 2018. Contenders: scipy's pipeline (row sums, scaling, log1p,
+CSR @ dense; scipy uses one thread), torch's CSR product after the same steps, and the floor. The floor takes the values
+as given; row by row it only gathers rows of W, multiplies and adds, with sums in registers. rvqa takes 64 genes at a
+time for 256 cells, so their rows of W come from the nearest cache, and it can be faster than that floor.
+Results must agree to the last bit with the reference on a part of the rows, and up to rounding with scipy.
 """
 
 import os
@@ -29,7 +29,7 @@ TARGET = 1e4
 
 
 def atlas_like(cells: int, genes: int, seed: int = 0) -> sp.csr_matrix:
-    """Counts of cells with about 1,460 detected genes (a quarter of a smaller axis), geometric counts."""
+    """Make geometric counts of cells with about 1,460 detected genes (a quarter of a smaller axis)."""
     rng = np.random.default_rng(seed)
     wanted = min(NON_ZEROS, genes // 4)
     frequency = np.exp(1.5 * rng.standard_normal(genes))
@@ -46,7 +46,7 @@ def atlas_like(cells: int, genes: int, seed: int = 0) -> sp.csr_matrix:
 
 
 def real(name: str) -> sp.csr_matrix | None:
-    """Counts of a file of RVQA_DATA_DIR, or None."""
+    """Return counts of a file of RVQA_DATA_DIR, or None."""
     folder = os.environ.get("RVQA_DATA_DIR")
     path = Path(folder or "") / f"{name}.h5ad"
     if not folder or not path.is_file():
@@ -57,14 +57,14 @@ def real(name: str) -> sp.csr_matrix | None:
 
 
 def scipy_pipeline(counts: sp.csr_matrix, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Row sums, scaling, log1p, product, bias."""
+    """Compute row sums, scaling, log1p, product and bias."""
     scaled = counts.multiply(TARGET / np.asarray(counts.sum(1))).tocsr()
     np.log1p(scaled.data, out=scaled.data)
     return scaled @ weight + bias
 
 
 def torch_pipeline(counts: sp.csr_matrix, weight: Tensor, bias: Tensor) -> Tensor:
-    """Row sums, scaling, log1p, torch's CSR product, bias."""
+    """Compute row sums, scaling, log1p, torch's CSR product and bias."""
     indptr, data = torch.from_numpy(counts.indptr), torch.from_numpy(counts.data)
     lengths = indptr.diff()
     sums = torch.segment_reduce(data, "sum", lengths=lengths.long())

@@ -1,9 +1,9 @@
-"""Codes to latents on a CPU, and through a folded layer: bandwidth against a measured copy.
+"""Codes to latents on a CPU: bandwidth against a measured copy.
 
 python -m bench.decode [--json] [--widths 64 128 256]
 
-The floor is memory: N (4 D + 8) bytes at the rate of a large copy (bytes read and written a second) on the same threads
-in the same run, both into memory that is there already. A fill, which only writes, and new memory are timed beside it.
+The floor is memory: N (4 D + 8) bytes at the rate of a large copy (bytes read and written per second) on the same
+threads in the same run. Both write to memory that exists already. A fill, which only writes, and new memory are timed.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from rvqa.kernels import ops, reference
 
 
 def eager(codes_NM: Tensor, codebooks_MKD: Tensor) -> Tensor:
-    """What one writes in torch: an embedding bag over all codewords."""
+    """Decode as one would in torch: an embedding bag over all codewords."""
     M, K, D = codebooks_MKD.shape
     at = codes_NM.long() + torch.arange(M) * K
     return torch.nn.functional.embedding_bag(at, codebooks_MKD.reshape(M * K, D), mode="sum")
@@ -28,7 +28,7 @@ def main() -> None:
     """Run the bench."""
     arguments = harness.parser(__doc__ or "")
     arguments.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
-    arguments.add_argument("--megabytes", type=int, default=512, help="of the result")
+    arguments.add_argument("--megabytes", type=int, default=512, help="size of the result")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     rows, figures = [], {}

@@ -1,11 +1,10 @@
-"""Are codes exact? Millions of natural rows and rows made to mislead, against an independent judge.
+"""Checks that codes are exact, on millions of natural and adversarial rows, by an independent judge.
 
 python -m bench.exactness [--json] [--natural 10_000_000] [--adversarial 100_000]
 
-The judge shares no code with the kernels. For every row and level it takes the code it is given and asks of each other
-codeword whether it is nearer: float64 scores with a bound on their error decide most pairs; the rest is decided by sums
-in double-double arithmetic, whose terms (products of two float32) are exact in float64; and what even these cannot
-decide by `math.fsum`, which is exact.
+The judge shares no code with the kernels. For every row and level it asks of each other codeword whether it is nearer
+than the given one. Float64 scores with a bound on their error decide most pairs. Double-double sums, whose terms
+(products of two float32) are exact in float64, decide most others, and `math.fsum`, which is exact, the rest.
 """
 
 import math
@@ -21,7 +20,7 @@ _BLOCK = 1 << 16
 
 
 def wrong_rows(x_ND: Tensor, codebooks_MKD: Tensor, codes_NM: Tensor) -> int:
-    """Number of rows with a code that is not the exact argmin, lowest index on a tie, given the earlier codes."""
+    """Count rows with a code that is not the exact argmin, lowest index on a tie, given the earlier codes."""
     wrong = 0
     for start in range(0, len(x_ND), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -30,7 +29,7 @@ def wrong_rows(x_ND: Tensor, codebooks_MKD: Tensor, codes_NM: Tensor) -> int:
 
 
 def wrong_rows_of_one_level(x_ND: Tensor, codebook_KD: Tensor, index_N: Tensor) -> int:
-    """Number of rows whose nearest codeword is another one; for codebooks of any size."""
+    """Count rows whose nearest codeword is another one, for codebooks of any size."""
     step = max(1, (1 << 24) // len(codebook_KD))
     parts = zip(x_ND.split(step), index_N.split(step), strict=True)
     return sum(int(_wrong(x_BD, codebook_KD[None], index_B[:, None]).sum()) for x_BD, index_B in parts)
@@ -61,7 +60,7 @@ def _wrong(x_ND: Tensor, codebooks_MKD: Tensor, codes_NM: Tensor) -> Tensor:
 
 
 def _sign(x_PD: Tensor, codebooks_MKD: Tensor, past_PM: Tensor, m: int, k_P: Tensor, a_P: Tensor) -> Tensor:
-    """Exact sign of |r - c_k|^2 - |r - c_a|^2, r = x - sum of the codewords before level m."""
+    """Return the exact sign of |r - c_k|^2 - |r - c_a|^2, r = x - sum of the codewords before level m."""
     ck, ca = codebooks_MKD[m, k_P].double(), codebooks_MKD[m, a_P].double()
     past = [codebooks_MKD[j, past_PM[:, j]].double() for j in range(m)]
     terms = [ck * ck, -ca * ca]
@@ -89,9 +88,9 @@ def _sign(x_PD: Tensor, codebooks_MKD: Tensor, past_PM: Tensor, m: int, k_P: Ten
 def main() -> None:
     """Run the check."""
     arguments = harness.parser(__doc__ or "")
-    arguments.add_argument("--natural", type=int, default=10_000_000, help="rows of all natural cases together")
+    arguments.add_argument("--natural", type=int, default=10_000_000, help="rows over all natural cases")
     arguments.add_argument("--adversarial", type=int, default=100_000, help="rows of each adversarial family")
-    arguments.add_argument("--ties", type=int, default=1_000, help="rows of families where every pair is contested")
+    arguments.add_argument("--ties", type=int, default=1_000, help="rows of each family where every pair is close")
     arguments.add_argument("--latents", nargs="*", default=[], help=".npy files of real latents, float32 [N, D]")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
@@ -111,7 +110,7 @@ def main() -> None:
         generator, centres_CD = torch.Generator().manual_seed(1), torch.randn(20, D)
         for rows in torch.arange(part).split(1_000_000):
             x_ND = torch.randn(len(rows), D, generator=generator) * torch.linspace(2, 0.1, D)
-            if int(rows[0]) % 2_000_000:  # every other million in clusters
+            if int(rows[0]) % 2_000_000:  # every other million rows are in clusters
                 x_ND = centres_CD[torch.randint(20, (len(rows),), generator=generator)] + x_ND / 4
             check(f"natural D={D}", x_ND, codebooks_MKD)
     for path in options.latents:

@@ -1,12 +1,12 @@
-"""Everything that needs a GPU, in one command of a few minutes: tests against the exact definition, then every bench.
+"""Runs all that needs a GPU in a few minutes: tests against the exact definition, then every bench.
 
 python -m bench.gpu_suite --out DIR [--latents FILE.npy]
 
-Needs torch with CUDA, triton and pytest alone: rvqa need not be installed, this lays it out by links, and builds the
-CUDA module where there are nvcc and pybind11. With --small, Triton's interpreter and the emulation of CUDA run.
-Writes DIR/tests.txt, DIR/gpu.json and DIR/gpu.txt. Nothing is timed before codes and results were checked.
-Contenders: the Triton kernels and the CUDA ones, the same algebra in eager torch and under torch.compile.
-Floors: a large copy (bytes read and written a second) and large float32 and bfloat16 products in the same run.
+It needs only torch with CUDA, triton and pytest. rvqa need not be installed: links lay it out. The CUDA module is built
+if nvcc and pybind11 exist. With --small, Triton's interpreter and the emulation of CUDA run.
+It writes DIR/tests.txt, DIR/gpu.json and DIR/gpu.txt. It checks codes and results before it times them.
+Contenders: the Triton kernels, the CUDA kernels, and the same algebra in eager torch and under torch.compile.
+Floors: a large copy (bytes read and written per second) and large float32 and bfloat16 products in the same run.
 """
 
 import argparse
@@ -22,16 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Lay out, test, bench."""
+    """Lay out the package, run the tests, then the benches."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--latents", help="float32 [N, D] .npy file of real latents")
-    arguments.add_argument("--seconds", type=int, default=480, help="limit of all of it")
+    arguments.add_argument("--seconds", type=int, default=480, help="time limit of the whole run")
     arguments.add_argument("--small", action="store_true", help="tiny sizes, to try the script without a GPU")
     options = arguments.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    if os.environ.get("RVQA_GPU_SUITE") != "inside":  # again, with rvqa laid out
+    if os.environ.get("RVQA_GPU_SUITE") != "inside":  # run again, with rvqa laid out
         tree = options.out.resolve() / "tree"
         subprocess.run([ROOT / ".ci" / "tree", tree], check=True)
         environment = {**os.environ, "RVQA_GPU_SUITE": "inside", "PYTHONPATH": str(tree)}
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def bench(options: argparse.Namespace, began: float) -> None:
-    """Time what runs on the device."""
+    """Time all kernels on the device."""
     import torch
 
     from rvqa.kernels import ops, reference, registry
@@ -78,7 +78,7 @@ def bench(options: argparse.Namespace, began: float) -> None:
     lines: list[str] = []
 
     def on(backend: str, run: Callable[[], object]) -> Callable[[], object]:
-        """The same call, forced to one backend."""
+        """Return the same call, forced to one backend."""
 
         def forced() -> object:
             os.environ["RVQA_BACKEND"] = backend
@@ -95,7 +95,7 @@ def bench(options: argparse.Namespace, began: float) -> None:
         (options.out / "gpu.json").write_text(json.dumps({"name": "gpu_suite", "figures": figures}), encoding="utf-8")
 
     def seconds(run: Callable[[], object]) -> float:
-        """Median of interleaved calls, by the device's own clock."""
+        """Return the median of interleaved calls in seconds, by the device's own clock."""
         run()
         if device.type != "cuda":
             start = time.perf_counter()
@@ -135,7 +135,7 @@ def bench(options: argparse.Namespace, began: float) -> None:
     N = 64 if options.small else 1_000_000
     for D in (32, 64, 128, 256, 512):
         if time.monotonic() - began > options.seconds * 0.8:
-            say(f"D={D} and what follows left out: no time left")
+            say(f"D={D} and later cases are left out: no time left")
             break
         generator = torch.Generator().manual_seed(D)
         x = (torch.randn(N, D, generator=generator) * torch.linspace(2, 0.1, D)).to(device)

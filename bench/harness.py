@@ -1,7 +1,7 @@
-"""What all benches share: interleaved timing, the machine, and one way to report.
+"""Code that all benches share: interleaved timing, facts of the machine, and the report.
 
-A bench makes its input, checks that all contenders agree, times them in turns, and hands rows to `report`. With --json
-the last line of standard output is one JSON object and everything else goes to standard error:
+A bench makes its input, checks that all contenders agree, times them in turns, and passes rows to `report`. With
+--json the last line of standard output is one JSON object, and everything else goes to standard error:
 
     {"name", "machine": {...}, "versions": {...},
      "rows": [{"case", "contender", "value", "unit", "spread", "floor_share"}], "figures": {name: number}}
@@ -26,7 +26,7 @@ from rvqa.kernels import registry
 
 
 class Timing(NamedTuple):
-    """Seconds of one call over repeats."""
+    """Seconds of one call, over repeats."""
 
     median: float
     spread: float
@@ -34,7 +34,7 @@ class Timing(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One measured contender in one case; floor_share is 1 at what the machine could do at best, None if not known."""
+    """One measured contender in one case; floor_share is 1 for the best that the machine could do, None if unknown."""
 
     case: str
     contender: str
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Command line of a bench: --json, --repeats and --threads; the bench adds its own sizes."""
+    """Return the command line of a bench with --json, --repeats and --threads; the bench adds its own sizes."""
     arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     arguments.add_argument("--repeats", type=int, default=7, help="timed calls of each contender (default 7)")
@@ -54,9 +54,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def interleave(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Time contenders in turns, so that a change of the machine's speed meets all of them; one warm-up call each.
+    """Time contenders in turns, so that a change of the machine's speed affects all; each has one warm-up call.
 
-    A pause before each call lets the threads of the one before, which OpenMP keeps spinning, go to sleep.
+    OpenMP keeps the threads of a call spinning for a while; a pause before the next call lets them go to sleep.
     """
     for call in contenders.values():
         call()
@@ -71,13 +71,13 @@ def interleave(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[s
 
 
 def matmul_rate(size: int = 1024, repeats: int = 7) -> float:
-    """Float32 FLOP/s of a large matrix product with the current threads: the measured peak that shares refer to."""
+    """Measure float32 FLOP/s of a large matrix product with the current threads, a peak that shares refer to."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     return 2 * size**3 / interleave({"matmul": lambda: a @ b}, repeats)["matmul"].median
 
 
 def fma_rate(repeats: int = 7) -> float:
-    """Float32 FLOP/s of multiply-adds in registers with the current threads: the peak that shares refer to."""
+    """Measure float32 FLOP/s of multiply-adds in registers with the current threads, a peak that shares refer to."""
     threads, rounds = torch.get_num_threads(), 4_000_000
     native = import_module("rvqa._native")
     seconds = interleave({"fma": lambda: native.multiply_add(rounds, threads)}, repeats)["fma"].median
@@ -85,14 +85,14 @@ def fma_rate(repeats: int = 7) -> float:
 
 
 def copy_rate(repeats: int = 7, size: int = 1 << 28) -> float:
-    """Bytes per second, read and written, of a large copy with the current threads."""
+    """Measure bytes per second, read and written, of a large copy with the current threads."""
     source = torch.empty(size, dtype=torch.uint8).fill_(1)
     target = torch.empty_like(source)
     return 2 * size / interleave({"copy": lambda: target.copy_(source)}, repeats)["copy"].median
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and threads in use; the GPU if there is one."""
+    """Return the processor, cores, threads in use, and the GPU if there is one."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -105,7 +105,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides speed."""
+    """Return versions of the packages that decide speed."""
     names = ("rvqa", "torch", "numpy", "scipy", "faiss-cpu", "vector-quantize-pytorch", "scikit-learn", "scvi-tools")
     installed = {name for name in names if find_distribution(name)}
     return {"python": platform.python_version(), **{name: version(name) for name in names if name in installed}}

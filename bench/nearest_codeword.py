@@ -2,8 +2,8 @@
 
 python -m bench.nearest_codeword [--json] [--width 64]
 
-The floor is arithmetic: 2 K D FLOP a row at the rate of multiply-adds in registers, measured in the same run. Every row
-is checked against the exact definition before anything is timed. Rivals, where installed: `pip install rvqa[bench]`.
+The floor is arithmetic: 2 K D FLOP per row at the rate of multiply-adds in registers, measured in the same run. Every
+row is checked against the exact definition before timing. Rivals, where installed: `pip install rvqa[bench]`.
 """
 
 from collections.abc import Callable

@@ -2,11 +2,11 @@
 
 python -m bench.residual_quantize [--json] [--widths 32 64 128 256 512] [--latents FILE.npy]
 
-The floor is arithmetic: 512 D FLOP a cell (the product with all codewords) at the rate of multiply-adds in registers
-on the same threads, measured in the same run. All codes are checked against the exact definition before anything is
-timed; `python -m bench.exactness` checks many more. Rivals, where installed (`pip install rvqa[bench]`): FAISS
+The floor is arithmetic: 512 D FLOP per cell (the product with all codewords) at the rate of multiply-adds in registers
+on the same threads, measured in the same run. All codes are checked against the exact definition before
+timing; `python -m bench.exactness` checks many more. Rivals, where installed (`pip install rvqa[bench]`): FAISS
 (ResidualQuantizer, beam 1, with and without its look-up table) and vector-quantize-pytorch (ResidualVQ in eval mode).
-They get the same codebooks; both round, so a few of their codes differ from the exact ones: the share is printed.
+They get the same codebooks. Both round, so a few of their codes differ from the exact ones; the bench prints the share.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ LEVELS, CODEWORDS = 8, 32
 
 
 def problem(N: int, D: int) -> tuple[Tensor, Tensor]:
-    """Gaussian rows x_ND, and codebooks_MKD fitted to the residuals that the levels meet (a few rounds of k-means)."""
+    """Make Gaussian rows x_ND, and codebooks_MKD fitted to the residuals of each level by a few rounds of k-means."""
     generator = torch.Generator().manual_seed(D)
     x_ND = torch.randn(N, D, generator=generator) * torch.linspace(2, 0.1, D)
     return x_ND, fitted(x_ND, generator)
 
 
 def fitted(x_ND: Tensor, generator: torch.Generator) -> Tensor:
-    """Codebooks [M, K, D] of greedy k-means on the first rows."""
+    """Fit codebooks [M, K, D] by greedy k-means on the first rows."""
     residual_ND = x_ND[:8192].clone()
     codebooks_MKD = torch.empty(LEVELS, CODEWORDS, x_ND.shape[1])
     for m in range(LEVELS):
@@ -48,7 +48,7 @@ def fitted(x_ND: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def faiss_encoder(codebooks_MKD: Tensor, x_ND: Tensor, *, lut: bool) -> Callable[[], Tensor] | None:
-    """FAISS's greedy encoder with these codebooks."""
+    """Return FAISS's greedy encoder with these codebooks, or None if it is not installed."""
     if not harness.find_distribution("faiss-cpu"):
         return None
     import faiss
@@ -68,7 +68,7 @@ def faiss_encoder(codebooks_MKD: Tensor, x_ND: Tensor, *, lut: bool) -> Callable
         levels = bits[:, : M * 5].reshape(len(x), M, 5) @ (1 << np.arange(5))
         return torch.from_numpy(levels.astype(np.uint8))
 
-    def timed() -> Tensor:  # without unpacking, which is ours
+    def timed() -> Tensor:  # without the unpacking, which only this bench needs
         return quantizer.compute_codes(x)
 
     timed.codes = run  # type: ignore[attr-defined]
@@ -76,7 +76,7 @@ def faiss_encoder(codebooks_MKD: Tensor, x_ND: Tensor, *, lut: bool) -> Callable
 
 
 def vqp_encoder(codebooks_MKD: Tensor, x_ND: Tensor) -> Callable[[], Tensor] | None:
-    """vector-quantize-pytorch's ResidualVQ in eval mode with these codebooks."""
+    """Return vector-quantize-pytorch's ResidualVQ in eval mode with these codebooks, or None if not installed."""
     if not harness.find_distribution("vector-quantize-pytorch"):
         return None
     from vector_quantize_pytorch import ResidualVQ

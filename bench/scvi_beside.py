@@ -1,17 +1,17 @@
-"""Types in the latent of the tokenizer, of scVI and of PCA: clusters and a probe, on cells that no fit has seen.
+"""Cell types in the latents of the tokenizer, scVI and PCA: clusters and a probe, on cells that no fit has seen.
 
 python -m venv beside && beside/bin/pip install -e ".[bench]" scvi-tools==1.4.2
 beside/bin/python -m bench.scvi_beside --tokenizer DIR [--data DIR] [--json]
 
-scVI is fitted on the cells that the tokenizer was fitted on (DIR/split.parquet), on the genes that all their files
-share, one batch a file, with the defaults of scvi-tools but the tokenizer's width of the latent. Unseen cells are
-mapped by `prepare_query_anndata`, which takes genes that a file does not measure as zeros (scvi-tools warns below
-80 % of the genes), and encoded by the model as it was fitted: its encoder sees no batch, so nothing is adapted to them.
-For a file with fewer than half of the genes scVI is fitted once more, on those that it has: "of its genes".
+scVI is fitted on the cells that the tokenizer was fitted on (DIR/split.parquet) and the genes that all their files
+share, with one batch per file. It has the defaults of scvi-tools, but the tokenizer's latent width. Unseen cells go
+through `prepare_query_anndata`, which sets genes that a file does not measure to zero (scvi-tools warns below 80 % of
+the genes). The fitted model encodes them without adaptation, because its encoder sees no batch. If a file has fewer
+than half of the genes, scVI is fitted once more on the genes that it has: "of its genes".
 
-Measures and unseen cells are those of `rvqa evaluate tokenizer`: clusters of types, and a logistic regression taught on
-the labelled cells of the fit ("probe"). "PCA of the fit" has the cells and genes of scVI, "PCA of the unseen" is fitted
-on the very cells that are measured, "expression" is the probe on log1p of the genes that labelled files share.
+Measures and unseen cells are those of `rvqa evaluate tokenizer`: clusters of types, and a logistic regression trained
+on the labelled cells of the fit ("probe"). "PCA of the fit" has the cells and genes of scVI, "PCA of the unseen" is
+fitted on the measured cells themselves, and "expression" is the probe on log1p of the genes that labelled files share.
 """
 
 import argparse
@@ -49,7 +49,7 @@ ENOUGH = 0.5
 
 
 def cells_of(study: Cells, axis: GeneAxis) -> AnnData:
-    """Raw counts of the genes of an axis that a study measures."""
+    """Return raw counts of the genes of an axis that a study measures."""
     alignment = study.alignment(axis)
     obs = pd.DataFrame({"study": study.name}, index=[f"{study.name} {name}" for name in study.cell_N])
     cells = AnnData(map_columns(study.counts, alignment), obs=obs, var=pd.DataFrame(index=list(axis.symbols)))
@@ -57,7 +57,7 @@ def cells_of(study: Cells, axis: GeneAxis) -> AnnData:
 
 
 def fit_scvi(studies: Sequence[Cells], axis: GeneAxis, width: int, seed: int) -> tuple[SCVI, dict[str, float]]:
-    """Fit scVI as its users do, but for the width; and what it took."""
+    """Fit scVI with its defaults except the latent width; return it and the cost of the fit."""
     scvi.settings.seed = seed
     cells = anndata.concat([cells_of(study, axis) for study in studies])
     wall, cpu = time.perf_counter(), time.process_time()
@@ -69,7 +69,7 @@ def fit_scvi(studies: Sequence[Cells], axis: GeneAxis, width: int, seed: int) ->
 
 
 def scvi_latent(model: SCVI, axis: GeneAxis, coded: Coded) -> np.ndarray:
-    """Mean of every cell's latent, float32 [N, D], by the model as it is."""
+    """Return the mean of every cell's latent, float32 [N, D], by the fitted model."""
     cells = cells_of(coded.study, axis)
     SCVI.prepare_query_anndata(cells, model)
     query = SCVI.load_query_data(cells, model, accelerator="cpu")
@@ -78,12 +78,12 @@ def scvi_latent(model: SCVI, axis: GeneAxis, coded: Coded) -> np.ndarray:
 
 
 def pca_latent(pca: PCA, axis: GeneAxis, coded: Coded) -> np.ndarray:
-    """Principal components of every cell, [N, D]; genes that it lacks enter as zeros here, too."""
+    """Return principal components of every cell, [N, D]; genes that a file lacks are zeros, as for scVI."""
     return pca.transform(coded.study.log1p(axis))
 
 
 def measured(taught: Sequence[Coded], test: Coded, entries: int, seed: int) -> dict[str, dict[str, float]]:
-    """Measures of the latents that stand as `quantized_ND` ("latent"), and of what goes without."""
+    """Return measures of the latents in `quantized_ND` ("latent"), and of contenders that need no latents."""
     clusters = measures.clusters(test, seed)
     found = {"latent": clusters["quantized"], "PCA of the unseen": clusters["PCA of these cells"]}
     if measures.can_probe(taught, test):
@@ -96,7 +96,7 @@ def measured(taught: Sequence[Coded], test: Coded, entries: int, seed: int) -> d
 def main() -> None:
     """Run the bench."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--tokenizer", type=Path, required=True, help="what `rvqa fit-tokenizer` wrote")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="directory that `rvqa fit-tokenizer` wrote")
     folder = os.environ.get("RVQA_DATA_DIR")
     arguments.add_argument("--data", type=Path, default=folder, required=not folder, help="default: RVQA_DATA_DIR")
     arguments.add_argument("--seed", type=int, default=0)

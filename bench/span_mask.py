@@ -1,16 +1,16 @@
-"""Logits that a grammar's windows rule out, on a CPU: against bit masks, a gathered bias, and writing alone.
+"""Masking logits by a grammar's windows on a CPU, against bit masks, a gathered bias, and only writing.
 
 python -m bench.span_mask [--json] [--batches 1 16 64 256]
 
 Every row is inside a span, at a random level: 32 of 151,936 ids stay (float32, opener at id 151,669, 8 levels of 32).
-Masks, biases and bits are made beforehand; only applying them is timed. xgrammar applies bit masks by its CPU kernel,
-which it picks by itself for CPU tensors, or under torch.compile; its third way, eager torch, is slower than both. The
-bias is gathered and added (two calls, into memory that is there), gathered and added under torch.compile, or added row
-by row. The floor is writing the same bytes: the faster of torch's `fill_` and memset in the same run.
+Masks, biases and bits are made beforehand; only their use is timed. xgrammar applies bit masks by its CPU kernel,
+its default for CPU tensors, or under torch.compile; its third way, eager torch, is slower than both. The bias is
+gathered and added (two calls, into existing memory), gathered and added under torch.compile, or added row by row. The
+floor is a write of the same bytes: the faster of torch's `fill_` and memset in the same run.
 
-A step of decoding masks once and then computes, so calls are timed in bursts of at least 30 ms after a pause: one call
-alone would time how long threads take to wake. Every contender runs on one thread and on all, and counts with the
-faster, whose number stands behind its name: where a kernel packs threads on one core, two can be 100 times slower.
+Calls are timed in bursts of at least 30 ms after a pause, because a single call would mostly time how long threads take
+to wake. Every contender runs on one thread and on all. The faster counts, and the table shows its number of threads:
+where a kernel packs threads on one core, two can be 100 times slower than one.
 """
 
 import time
@@ -28,17 +28,17 @@ from rvqa.kernels import ops
 
 VOCABULARY, OPENER, LEVELS, CODEWORDS = 151_936, 151_669, 8, 32
 BURST = 0.03
-"""Seconds of calls that are timed together."""
+"""Least seconds of calls that are timed together."""
 
 
 def windows() -> Tensor:
-    """What each level may write."""
+    """Return the window of ids that each level may write."""
     first_M = OPENER + 1 + CODEWORDS * torch.arange(LEVELS)
     return torch.stack([first_M, first_M + CODEWORDS, torch.ones_like(first_M)], dim=1)
 
 
 def bias_of(spans: Tensor) -> Tensor:
-    """0 for the ids that a level may write, -inf for the others, float32 [levels, V]."""
+    """Return 0 for the ids that a level may write and -inf for the others, float32 [levels, V]."""
     bias = torch.full((len(spans), VOCABULARY), -torch.inf)
     for row, (lo, hi, _) in zip(bias, spans.tolist(), strict=True):
         row[lo:hi] = 0
@@ -46,31 +46,31 @@ def bias_of(spans: Tensor) -> Tensor:
 
 
 def bits_of(bias: Tensor) -> Tensor:
-    """The same as xgrammar's bit masks, int32 [levels, ceil(V / 32)]."""
+    """Return the same as xgrammar's bit masks, int32 [levels, ceil(V / 32)]."""
     allowed = torch.nn.functional.pad(bias == 0, (0, -VOCABULARY % 32)).view(len(bias), -1, 32)
     return (allowed.long() << torch.arange(32)).sum(2).to(torch.int32)
 
 
 def gather(logits: Tensor, bias: Tensor, states: Tensor, gathered: Tensor) -> None:
-    """Gather into memory that is there, then add."""
+    """Gather into existing memory, then add."""
     torch.index_select(bias, 0, states, out=gathered)
     logits.add_(gathered)
 
 
 def row_by_row(logits: Tensor, bias: Tensor, states: Tensor) -> None:
-    """No gathered copy, but a call for every row."""
+    """Add the bias row by row: no gathered copy, but a call for every row."""
     for row, state in zip(logits, states.tolist(), strict=True):
         row.add_(bias[state])
 
 
 @torch.compile(dynamic=True)
 def fused(logits: Tensor, bias: Tensor, states: Tensor) -> None:
-    """Both in one loop that the compiler writes."""
+    """Gather and add in one loop that the compiler generates."""
     logits.add_(bias[states])
 
 
 def contenders(logits: Tensor, states: Tensor) -> dict[str, Callable[[], Any]]:
-    """All that set what is ruled out to -inf, in place."""
+    """Return all contenders; each sets ruled-out logits to -inf, in place."""
     spans = windows()
     bias = bias_of(spans)
     ruled_out, gathered = (bias != 0)[states], torch.empty_like(logits)
@@ -88,7 +88,7 @@ def contenders(logits: Tensor, states: Tensor) -> dict[str, Callable[[], Any]]:
 
 
 def floors(logits: Tensor) -> dict[str, Callable[[], Any]]:
-    """Writing the same bytes."""
+    """Return the calls that only write the same bytes."""
     set_memory, size = import_module("rvqa._native").set_memory, logits.numel() * logits.element_size()
     return {
         "floor: fill_": partial(logits.fill_, -torch.inf),
@@ -97,7 +97,7 @@ def floors(logits: Tensor) -> dict[str, Callable[[], Any]]:
 
 
 def in_bursts(call: Callable[[], Any], threads: int) -> tuple[Callable[[], Any], int]:
-    """As many calls as take `BURST` on so many threads, and their number."""
+    """Return a function of as many calls as take `BURST` on these threads, and their number."""
     torch.set_num_threads(threads)
     for _ in range(3):
         call()
@@ -114,14 +114,14 @@ def in_bursts(call: Callable[[], Any], threads: int) -> tuple[Callable[[], Any],
 
 
 def measure(logits: Tensor, states: Tensor, threads: int, repeats: int) -> dict[str, tuple[float, float, int]]:
-    """Seconds a call, spread and number of threads of every contender and floor, once all agree."""
+    """Return seconds per call, spread and threads of every contender and floor, after a check that all agree."""
     calls, start, right = contenders(logits, states), logits.clone(), None
     for name, call in calls.items():
         logits.copy_(start)
         call()
         right = logits.clone() if right is None else right
         if not torch.equal(logits.view(torch.int32), right.view(torch.int32)):
-            raise InputError(f"{name} masks other logits than rvqa; nothing was timed")
+            raise InputError(f"{name} and rvqa mask different logits; nothing was timed")
     calls |= floors(logits)
     at = {f"{name} ({T})": (name, T, *in_bursts(call, T)) for name, call in calls.items() for T in sorted({1, threads})}
     timings = harness.interleave({key: burst for key, (_, _, burst, _) in at.items()}, repeats)

@@ -1,6 +1,6 @@
-// Python's view of the native kernels: addresses and sizes in, results in memory that Python owns, the GIL released. The
-// only file that knows Python. Its caller, kernels/cpu.py, passes valid contiguous memory; what it holds is checked.
-// std::invalid_argument becomes rvqa.errors.InputError.
+// Python bindings of the native kernels, and the only file that knows Python. They take addresses and sizes, write
+// results to memory that Python owns, and release the GIL. The caller, kernels/cpu/backend.py, passes valid contiguous
+// memory; the kernels check the values in it. std::invalid_argument becomes rvqa.errors.InputError.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -26,7 +26,7 @@ namespace py = pybind11;
 
 namespace {
 
-// Memory from elsewhere (torch.frombuffer) may begin anywhere, but vectors of a type do not.
+// Memory of torch.frombuffer may begin at any byte, but a vector load needs the alignment of the type.
 void require_aligned(std::uintptr_t address, std::size_t size) {
     if (address % size) throw std::invalid_argument("a tensor begins between two of its elements; pass a copy, .clone()");
 }
@@ -77,7 +77,7 @@ std::pair<int64_t, int64_t> nearest_codeword(Address x, int64_t N, int64_t strid
     return {wrong.count, wrong.first};
 }
 
-// Calls run(Sparse<Index, Count>) for the dtypes that their names say.
+// Calls run(Sparse<Index, Count>) for the dtypes of these names.
 template <class Run>
 auto with_rows(Address indptr, Address indices, const std::string& index_dtype, Address data,
                const std::string& count_dtype, int64_t E, int64_t N, Run&& run) {
@@ -171,7 +171,7 @@ PYBIND11_MODULE(_native, module) {
 
     module.def("apply_span_mask", &apply_span_mask);
 
-    // Floors that benches measure.
+    // Only benches call these, to measure what the machine can do at best.
     module.def(
         "set_memory",
         [](Address to, int64_t bytes, int threads) {

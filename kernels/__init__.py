@@ -1,1 +1,1 @@
-"""Kernels behind one door, `rvqa.kernels.ops`; installed as `rvqa.kernels`. Importing this package does nothing."""
+"""Kernels; `rvqa.kernels.ops` is their only entry. Installed as `rvqa.kernels`; its import alone loads no kernel."""

@@ -1,4 +1,4 @@
-"""Is the input what the operators promise to take? Each function raises an `InputError` that names an offender."""
+"""Checks of single inputs of the operators. Each function raises an `InputError` that names a wrong value."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 from rvqa.errors import InputError
 
 MIN_COUNT, MAX_COUNT = 2.0**-149, 2.0**53
-"""Range of a count that is not zero: the smallest float32, and the last point where float64 knows all integers."""
+"""Range of a non-zero count: from the smallest float32 to the largest number up to which float64 has all integers."""
 
 MAX_GENES = 2**24
 """Most rows of a projection's weight."""
@@ -19,7 +19,7 @@ _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32)
 
 
 def require_tensors(**values: object) -> None:
-    """All are tensors that torch brings to an operator: it brings no nested ones."""
+    """Check that all are tensors and none is nested; torch passes no nested tensor to an operator."""
     for name, value in values.items():
         if not isinstance(value, Tensor) or value.is_nested:
             kind = type(value).__name__ if not isinstance(value, Tensor) else "nested tensor"
@@ -27,7 +27,7 @@ def require_tensors(**values: object) -> None:
 
 
 def require_dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
-    """Dense, and of one of these dtypes."""
+    """Check that the tensor is dense and has one of these dtypes."""
     if value.dtype not in allowed:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise InputError(f"{name} has dtype {str(value.dtype).removeprefix('torch.')}; expected {names}")
@@ -36,13 +36,13 @@ def require_dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...]) ->
 
 
 def require_writable(name: str, value: Tensor) -> None:
-    """Its memory holds its values: torch keeps the sign of a conjugate's imaginary part apart."""
+    """Check that memory holds the values; torch keeps the sign of a conjugate's imaginary part apart."""
     if not torch.compiler.is_compiling() and value.is_neg():
         raise InputError(f"{name} is a negative view of other memory; pass {name}.resolve_neg()")
 
 
 def require_whole(name: str, value: Any, low: int, high: int) -> None:
-    """A whole number from low to high."""
+    """Check that the value is a whole number from low to high."""
     if not isinstance(value, (int, np.integer, torch.SymInt)):
         raise InputError(f"{name} is a {type(value).__name__}; expected a whole number")
     if not low <= value <= high:
@@ -50,25 +50,25 @@ def require_whole(name: str, value: Any, low: int, high: int) -> None:
 
 
 def said(value: Any) -> str:
-    """A number in an error; Python prints none of thousands of digits."""
+    """Return a number as text for an error; Python cannot print one of thousands of digits."""
     return "beyond 64 bits" if isinstance(value, int) and abs(value) > 2**64 else str(value)
 
 
 def require_width(name: str, value: Tensor, width: int) -> None:
-    """Rows are as wide as the codewords."""
+    """Check that rows are as wide as the codewords."""
     shape = value.shape
     if len(shape) != 2 or shape[1] != width:
         raise InputError(f"{name} has shape {tuple(shape)}; expected [N, {width}], the width of the codewords")
 
 
 def require_device(name: str, value: Tensor, other: Tensor) -> None:
-    """Both tensors are on one device."""
+    """Check that both tensors are on one device."""
     if value.device != other.device:
         raise InputError(f"{name} is on {value.device}, the parameters on {other.device}; move one of them with .to()")
 
 
 def require_apart(name: str, value: Tensor, **others: Tensor) -> None:
-    """What is written to shares no memory with what is read; all are contiguous."""
+    """Check that an output shares no memory with inputs; all are contiguous."""
     begin, end = value.data_ptr(), value.data_ptr() + value.nbytes
     for other_name, other in others.items():
         if other.data_ptr() < end and begin < other.data_ptr() + other.nbytes:
@@ -76,7 +76,7 @@ def require_apart(name: str, value: Tensor, **others: Tensor) -> None:
 
 
 def require_finite(name: str, value_ND: Tensor, row: str) -> None:
-    """No NaN or infinity."""
+    """Check that there is no NaN or infinity."""
     if math.isfinite(float(value_ND.sum())):
         return
     wrong_N = ~torch.isfinite(value_ND).all(1)
@@ -88,7 +88,7 @@ def require_finite(name: str, value_ND: Tensor, row: str) -> None:
 
 
 def require_range(name: str, value: Tensor, low: int, high: int, meaning: str) -> None:
-    """Whole numbers from low to high."""
+    """Check that all values are whole numbers from low to high."""
     if len(value) == 0:
         return
     least, most = (int(v) for v in torch.aminmax(value))
@@ -97,7 +97,7 @@ def require_range(name: str, value: Tensor, low: int, high: int, meaning: str) -
 
 
 def require_codes(codes_NM: Tensor, K: int) -> None:
-    """Codes are below K."""
+    """Check that all codes are below K."""
     wrong_NM = codes_NM > K - 1
     if bool(wrong_NM.any()):
         row, level = torch.nonzero(wrong_NM)[0].tolist()
@@ -108,7 +108,7 @@ def require_codes(codes_NM: Tensor, K: int) -> None:
 
 
 def require_states(states_B: Tensor, S: int) -> None:
-    """States are -1 or have a window; looked at on a CPU only, and not while torch.compile reads the code."""
+    """Check that states are -1 or have a window, but only on a CPU and not while torch.compile traces the code."""
     if states_B.device.type != "cpu" or torch.compiler.is_compiling():
         return
     wrong_B = (states_B < -1) | (states_B >= S)
@@ -127,7 +127,7 @@ def require_projectable(
     column_map: Tensor | None,
     library_size: Tensor | None,
 ) -> None:
-    """Row pointers, columns, counts and library sizes of a CSR matrix that can be projected."""
+    """Check row pointers, columns, counts and library sizes of a CSR matrix to be projected."""
     if column_map is not None:
         require_range("column_map", column_map, -1, genes - 1, "rows of weight, or -1")
     require_rows(indptr, len(data))
@@ -138,13 +138,13 @@ def require_projectable(
     if library_size is not None:
         require_counts("library_size", library_size)
         for row in torch.nonzero(library_size == 0).flatten().tolist():
-            # torch compares no uint16 and no uint32.
+            # torch cannot compare uint16 or uint32.
             if bool((data[int(indptr[row]) : int(indptr[row + 1])].double() > 0).any()):
                 raise InputError(f"library_size is 0 in row {row}, which has counts; expected its total counts")
 
 
 def require_rows(indptr: Tensor, entries: int) -> None:
-    """Row pointers are within the entries."""
+    """Check that row pointers are within the entries."""
     if not are_within(indptr, entries):
         raise InputError(
             f"indptr runs from {int(indptr[0])} to {int(indptr[-1])} for {entries} entries; expected non-decreasing "
@@ -153,14 +153,14 @@ def require_rows(indptr: Tensor, entries: int) -> None:
 
 
 def are_within(indptr: Tensor, entries: int) -> bool:
-    """Whether row pointers neither decrease nor leave the entries, in rows of fewer than 2^31."""
+    """Return whether row pointers never decrease, stay within the entries and give rows of fewer than 2^31."""
     if int(indptr[0]) < 0 or int(indptr[-1]) > entries or bool((indptr[1:] < indptr[:-1]).any()):
         return False
     return not bool((indptr.diff() > 2**31 - 1).any())
 
 
 def require_counts(name: str, value: Tensor) -> None:
-    """Counts are 0 or within the range above."""
+    """Check that counts are 0 or between `MIN_COUNT` and `MAX_COUNT`."""
     if value.dtype in _UNSIGNED or len(value) == 0:
         return
     least, most = (float(v) for v in torch.aminmax(value))

@@ -1,6 +1,6 @@
-"""The kernels as `torch.library` operators `rvqa::...`: each checks what it is given, then runs a backend.
+"""The kernels as `torch.library` operators `rvqa::...`: each checks its arguments, then runs a backend.
 
-Shapes and types are also checked where `torch.compile` asks for the shapes of a result, values when an operator runs.
+Values are checked when an operator runs; shapes and types also when `torch.compile` asks for the shapes of a result.
 """
 
 from collections.abc import Callable
@@ -182,20 +182,20 @@ def _fake_masked(logits: Tensor, states: Tensor, windows: Tensor) -> None:
 @_operator("apply_span_mask_(Tensor(a!) logits, Tensor states, Tensor windows) -> ()", _fake_masked)
 def _apply_span_mask_(logits: Tensor, states: Tensor, windows: Tensor) -> None:
     shapes.check_mask(logits, states, windows)
-    if not logits.is_inference():  # so that autograd knows, should it have kept them
+    if not logits.is_inference():  # so that autograd notices the change if it has saved them
         torch.autograd.graph.increment_version(logits)
     registry.dispatch("apply_span_mask_", logits.device)(logits, states.contiguous(), windows)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Rows with contiguous columns, at any distance from each other."""
+    """Return rows with contiguous columns; the distance between rows may be any."""
     if x.requires_grad:
         x = x.detach()
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def _plain(x: Tensor) -> Tensor:
-    """Contiguous, without a gradient; torch is called only where it changes something: each call takes 0.5 us."""
+    """Return a contiguous tensor without a gradient; torch is called only if needed, as each call takes 0.5 us."""
     if x.requires_grad:
         x = x.detach()
     return x if x.is_contiguous() else x.contiguous()

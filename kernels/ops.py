@@ -1,10 +1,10 @@
-"""The one door to the kernels: a few functions, each a `torch.library` operator `rvqa::...` behind a checked wrapper.
+"""The only entry to the kernels: functions that each wrap a `torch.library` operator `rvqa::...`, with checks.
 
-Anyone can call the operators, so they check all that they are given: what is known without reading a tensor (shapes,
-dtypes) also where `torch.compile` asks for the shapes of a result, values (NaN, ranges) when they run. The wrappers see
-to the types that torch has no words for. Backends get valid, contiguous input and are chosen by
-`rvqa.kernels.registry`. No operator has a gradient. Shape letters: see `rvqa.kernels.reference`, which also defines
-every result; all backends on a CPU return the same bits.
+Anyone can call the operators, so they check all their arguments. They check values (NaN, ranges) when they run, and
+shapes and dtypes also when `torch.compile` asks for the shapes of a result. The wrappers check the types that an
+operator's schema cannot express. `rvqa.kernels.registry` chooses the backend, which gets valid, contiguous input. No
+operator has a gradient. `rvqa.kernels.reference` explains the shape letters and defines every result; all backends on a
+CPU return the same bits.
 """
 
 from typing import Literal
@@ -46,17 +46,17 @@ def prepare(codebooks: Tensor) -> Tables:
     Returns
     -------
     Tables
-        Independent of later changes to `codebooks`.
+        Checked copy of the codebooks; later changes to `codebooks` do not affect it.
 
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong type, dtype or shape, or values that are not finite.
+        A `ValueError`: a type, dtype or shape is wrong, or a value is not finite.
     """
     checks.require_tensors(codebooks=codebooks)
     shapes.require_codebooks(codebooks)
     if codebooks.is_meta:
-        raise InputError("codebooks are on meta, which has no values; prepare them where the latents will be")
+        raise InputError("codebooks are on meta, which has no values; prepare them on the device of the latents")
     own = codebooks.detach().clone(memory_format=torch.contiguous_format)
     checks.require_finite("codebooks", own.flatten(0, 1), "codeword (level * K + index)")
     return Tables(own, registry.dispatch("pack", own.device)(own))
@@ -65,19 +65,19 @@ def prepare(codebooks: Tensor) -> Tables:
 def residual_quantize(
     x: Tensor, tables: Tables, levels: int | None = None, *, not_finite: Literal["raise", "mark"] = "raise"
 ) -> Tensor:
-    """Codes of latents: at every level the exactly nearest codeword to what the earlier levels left over.
+    """Quantize latents: each level picks the codeword that is exactly nearest to the residual of the earlier levels.
 
     Parameters
     ----------
     x
-        Latents [N, D], float32, or bfloat16 / float16 taken as the float32 values they stand for. Any strides.
+        Latents [N, D] of any strides: float32, or bfloat16 / float16, which are widened to float32 exactly.
     tables
         Result of `prepare`.
     levels
-        Number of leading levels to encode; all M by default.
+        Number of leading levels to encode. Defaults to all M.
     not_finite
-        What to do about rows with NaN or infinity: "raise", or "mark" them with 255 in every level, which `decode`
-        rejects (K < 256 only).
+        What to do with rows with NaN or infinity: "raise" an error (the default), or "mark" them with 255 in every
+        level, which `decode` rejects (K < 256 only).
 
     Returns
     -------
@@ -88,8 +88,8 @@ def residual_quantize(
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype or shape, `levels` outside 1..M, NaN or infinity (number of rows, first row), or
-        "mark" where 255 is a code.
+        A `ValueError`: a dtype or shape is wrong, `levels` is outside 1..M, there is NaN or infinity (the message has
+        the number of rows and the first), or `not_finite` is "mark" where 255 is a code.
 
     Notes
     -----
@@ -103,7 +103,7 @@ def residual_quantize(
 
 
 def residual_norms(x: Tensor, codes: Tensor, tables: Tables) -> Tensor:
-    """What each level left over: |x - sum of the codewords so far|.
+    """Return the length of the residual after each level: |x - sum of the codewords so far|.
 
     Parameters
     ----------
@@ -117,13 +117,13 @@ def residual_norms(x: Tensor, codes: Tensor, tables: Tables) -> Tensor:
     Returns
     -------
     torch.Tensor
-        float32 [N, L]: residual and squares in float64, in increasing level and column, rounded once; NaN for a row
-        that is not finite.
+        Lengths, float32 [N, L]: residuals and squares are summed in float64, in increasing level and column, and
+        rounded once. A row that is not finite gives NaN.
 
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype or shape, or a code that is not below K.
+        A `ValueError`: a dtype or shape is wrong, or a code is not below K.
     """
     shapes.require_tables(tables)
     checks.require_tensors(x=x, codes=codes)
@@ -131,7 +131,7 @@ def residual_norms(x: Tensor, codes: Tensor, tables: Tables) -> Tensor:
 
 
 def nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Exactly nearest codeword of every row, and its squared distance.
+    """Find the exactly nearest codeword of every row, and its squared distance.
 
     Parameters
     ----------
@@ -150,14 +150,14 @@ def nearest_codeword(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype or shape, or values that are not finite.
+        A `ValueError`: a dtype or shape is wrong, or a value is not finite.
     """
     checks.require_tensors(x=x, codebook=codebook)
     return torch.ops.rvqa.nearest_codeword.default(x, codebook)
 
 
 def decode(codes: Tensor, tables: Tables, levels: int | None = None, *, out: Tensor | None = None) -> Tensor:
-    """Latents of codes: the sum of the chosen codewords.
+    """Return the latents of codes: the sum of the chosen codewords.
 
     Parameters
     ----------
@@ -166,20 +166,20 @@ def decode(codes: Tensor, tables: Tables, levels: int | None = None, *, out: Ten
     tables
         Result of `prepare`.
     levels
-        Number of leading levels to add up; all L by default.
+        Number of leading levels to add up. Defaults to all L.
     out
-        Contiguous float32 [N, D] to write to, in memory of its own. Fresh memory costs more than the sums: pass the
-        same to every batch.
+        Contiguous float32 [N, D] to write to, in memory of its own. Fresh memory costs more than the sums, so pass
+        the same tensor for every batch.
 
     Returns
     -------
     torch.Tensor
-        `out` or a new one, float32 [N, D], added in float32 level by level, so the same bits everywhere.
+        `out` or a new tensor, float32 [N, D], summed in float32 level by level, so the bits are the same everywhere.
 
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype or shape, `levels` outside 1..L, or a code that is not below K (number and first).
+        A `ValueError`: a dtype or shape is wrong, `levels` is outside 1..L, or codes are not below K (number, first).
     """
     shapes.require_tables(tables)
     checks.require_tensors(codes=codes)
@@ -208,35 +208,35 @@ def csr_project(
     Parameters
     ----------
     indptr
-        Row pointers, int32 or int64 [N + 1], non-decreasing, into `indices` and `data`; need not start at 0, so a slice
-        of the pointers of a larger matrix will do.
+        Row pointers into `indices` and `data`, int32 or int64 [N + 1], non-decreasing. They need not start at 0, so a
+        slice of the pointers of a larger matrix is allowed.
     indices
         Column of every stored entry, int32 or int64 [E], in any order; repeated columns are added up.
     data
         Raw counts, float32, float64, int32, uint8, uint16 or uint32 [E]; zero, or between 2^-149 and 2^53.
     weight
-        float32 [G, H]. Standardisation of genes is folded into it.
+        Weight, float32 [G, H], with the standardisation of genes folded in.
     bias
-        float32 [H].
+        Bias, float32 [H].
     target_sum
-        Counts a cell is scaled to.
+        Total counts that a cell is scaled to. Defaults to 1e4.
     column_map
-        int32 or int64, one entry per column of the counts: its row of `weight`, or -1 for a gene that counts only in
-        the library size. Without it, columns are rows of `weight`.
+        int32 or int64, one entry per column of the counts: its row of `weight`, or -1 for a gene that enters only the
+        library size. Without it, columns are rows of `weight`.
     library_size
-        Counts per cell [N], float32 or float64; by default the sum over **all** stored entries of a row, mapped or not.
+        Counts per cell, float32 or float64 [N]. Defaults to the sum of **all** stored entries of a row, mapped or not.
 
     Returns
     -------
     torch.Tensor
-        float32 [N, H]; `bias` for a row without counts. A row's bits depend on that row alone: not on the batch, the
+        float32 [N, H]; `bias` for a row without counts. A row's bits depend on that row alone, not on the batch, the
         order of its entries, the index dtype, the backend (on a CPU) or the thread count.
 
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype or shape, pointers or columns out of range, counts that are negative or not finite,
-        or a library size that is negative, not finite, or 0 in a row with counts.
+        A `ValueError`: a dtype or shape is wrong, pointers or columns are out of range, counts are negative or not
+        finite, or a library size is negative, not finite, or 0 in a row with counts.
     """
     checks.require_tensors(indptr=indptr, indices=indices, data=data, weight=weight, bias=bias)
     if column_map is not None:
@@ -254,7 +254,7 @@ def csr_project(
 def csr_totals(
     indptr: Tensor, indices: Tensor, data: Tensor, *, columns: int, known: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """Totals of sparse rows, and whether every entry is a raw count, in one look at each.
+    """Compute totals of sparse rows, and whether every entry is a raw count, in one pass.
 
     Parameters
     ----------
@@ -263,18 +263,18 @@ def csr_totals(
     columns
         Number of columns of the matrix.
     known
-        bool [columns]: columns that count in the totals; all by default.
+        Columns that enter the totals, bool [columns]. Defaults to all.
 
     Returns
     -------
     tuple
-        Totals, float64 [N], exact; and how many entries are not raw counts: not whole, negative, infinite, above 2^24,
-        or in a column outside the matrix. Where that is not 0 the totals are of no use.
+        Exact totals, float64 [N]; and the number of entries that are not raw counts: not whole, negative, infinite,
+        above 2^24, or in a column outside the matrix. If that number is not 0, the totals are meaningless.
 
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype or shape, or row pointers out of range.
+        A `ValueError`: a dtype or shape is wrong, or row pointers are out of range.
     """
     checks.require_tensors(indptr=indptr, indices=indices, data=data)
     if known is not None:
@@ -292,24 +292,24 @@ def apply_span_mask_(logits: Tensor, states: Tensor, windows: Tensor) -> Tensor:
     Parameters
     ----------
     logits
-        float32, bfloat16 or float16 [B, V], contiguous columns at any distance between rows.
+        float32, bfloat16 or float16 [B, V]. Columns are contiguous; the distance between rows may be any.
     states
-        int32 or int64 [B]: which window each row follows; -1 leaves the row as it is.
+        Window of each row, int32 or int64 [B]; -1 leaves the row as it is.
     windows
-        int64 [S, 3], contiguous: lo, hi and inside. With inside 1 only ids in [lo, hi) stay, with 0 all others; an
-        empty window has hi <= lo.
+        int64 [S, 3], contiguous: lo, hi and inside. If inside is 1, only ids in [lo, hi) stay; if 0, only the others.
+        An empty window has hi <= lo.
 
     Returns
     -------
     torch.Tensor
-        The same `logits`. What stays keeps its bits.
+        The same `logits`. Logits that stay keep their bits.
 
     Raises
     ------
     rvqa.errors.InputError
-        A `ValueError`: wrong dtype, shape or strides, logits that require a gradient, or on a CPU a state outside
-        -1..S-1 (number and first), before anything is written. Elsewhere values are not looked at, so that nothing
-        waits for the device: a row with such a state stays as it is.
+        A `ValueError`, before anything is written: a dtype, shape or stride is wrong, logits require a gradient, or on
+        a CPU a state is outside -1..S-1 (number and first). On other devices a row with such a state stays as it is,
+        because reading the states would wait for the device.
     """
     checks.require_tensors(logits=logits, states=states, windows=windows)
     checks.require_writable("logits", logits)

@@ -1,33 +1,33 @@
-"""The specification of every kernel, in plain torch and `math.fsum`: exact, readable, the judge of all other backends.
+"""The specification of every kernel, in plain torch and `math.fsum`; every other backend is tested against it.
 
 Shape letters of the package: N cells, M levels, K codewords a level, D latent width, G genes of the tokenizer's axis,
 H hidden width, E stored entries of a sparse matrix.
 
-**Codes** are defined in exact real arithmetic on the float32 values, the lowest index winning a tie:
+**Codes** are defined in exact real arithmetic on the float32 values; the lowest index wins a tie:
 
     code_m = argmin_k |c_mk|^2 - 2<x, c_mk> + 2 sum_{j<m} <c_j, c_mk>      c_j = codeword chosen at level j
            = argmin_k |r - c_mk|^2,  r = x - sum_{j<m} c_j
 
-Float64 proposes; a bound on its error says which codewords might still win; those are compared by the exact sign of a
-sum of float32 products, each exact in float64 (at most 48 bits). `docs/exactness.md` has the proof.
+Float64 scores propose a code, and a bound on their error says which codewords might still win. These are compared by
+the exact sign of a sum of float32 products, each exact in float64 (at most 48 bits). `docs/exactness.md` has the proof.
 
-**Projection** of a row of counts is defined as one fixed order of IEEE operations, so that the result depends on that
-row alone and every CPU backend can be equal to the last bit:
+**Projection** of a row of counts is defined as one fixed order of IEEE operations. So the result depends on that row
+alone, and every CPU backend can be equal to the last bit:
 
     library   = sum of all stored counts of the row, correctly rounded to float64 (any order gives the same), or given
     count_g   = sum of the entries that map to axis column g, correctly rounded to float64; column -1 drops an entry
     value_g   = float32(log1p(count_g * (target_sum / library)))      log1p: the fixed sequence of `log1p` below
     hidden    = bias;  for g in increasing order where value_g > 0:  hidden = fma(value_g, W[g], hidden)
 
-with a rounding after every operation; fma rounds once, float32(value_g * W[g] + hidden). A row without counts gives the
+Every operation rounds its result; fma rounds once, float32(value_g * W[g] + hidden). A row without counts gives the
 bias.
 
 **Masking** sets the logits that a row's window rules out to -inf and touches nothing else.
 
 **Decoding** adds codewords in float32, level by level: ((c_0 + c_1) + c_2) + ...
 
-Shapes and dtypes are taken to be valid: `rvqa.kernels.ops` checks them. Memory: blocks of rows, about 100 MB besides
-the output. The default floating-point environment is assumed (no `torch.set_flush_denormal`).
+`rvqa.kernels.ops` has checked shapes and dtypes. Rows are processed in blocks that take about 100 MB besides the
+output. The default floating-point environment is assumed (no `torch.set_flush_denormal`).
 """
 
 import math
@@ -53,11 +53,11 @@ _LN2_LO = float.fromhex("0x1.a39ef35793c76p-33")
 _SQRT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
 
 _ATANH = [2.0 / (2 * n + 1) for n in range(1, 12)]
-"""2/3, 2/5, ... 2/23: 2 atanh(s) / s - 2 as a series in s^2 <= 0.0295; what is left out is below 2^-65 of the sum."""
+"""2/3, 2/5, ... 2/23: 2 atanh(s) / s - 2 as a series in s^2 <= 0.0295; terms left out are below 2^-65 of the sum."""
 
 
 def pack(codebooks_MKD: Tensor) -> Tensor:
-    """Nothing: this backend works on the codebooks as they are."""
+    """Return an empty tensor, because this backend uses the codebooks as they are."""
     return torch.empty(0, dtype=torch.uint8, device=codebooks_MKD.device)
 
 
@@ -175,8 +175,8 @@ def csr_totals(
 ) -> tuple[Tensor, int]:
     """Sum of each row over known columns, float64 [N], and how many entries are not raw counts.
 
-    Raw counts are whole numbers from 0 to 2^24 in a column of the matrix; an entry that is wrong in both counts twice.
-    The number is -1 where row pointers are not within the entries.
+    Raw counts are whole numbers from 0 to 2^24 in a column of the matrix; an entry with a wrong value and a wrong
+    column counts twice. The number is -1 if row pointers are not within the entries.
     """
     stored_N = indptr.diff()
     total_N = torch.zeros(len(stored_N), dtype=torch.float64, device=data.device)
@@ -195,10 +195,10 @@ def csr_totals(
 
 
 def apply_span_mask_(logits_BV: Tensor, states_B: Tensor, windows_S3: Tensor) -> None:
-    """Ids that a row may not write to -inf, in place.
+    """Set ids that a row may not write to -inf, in place.
 
-    Row b follows window states[b], (lo, hi, inside): only ids in [lo, hi) stay where inside is not 0, all others where
-    it is. A state without a window leaves its row; on a CPU only -1 may be one. Gradients reach what stays.
+    Row b follows window states[b], (lo, hi, inside): if inside is not 0, only ids in [lo, hi) stay; if 0, only the
+    others. A state without a window leaves its row as it is; on a CPU only -1 may be one. Gradients reach what stays.
     """
     require_states(states_B, len(windows_S3))
     if len(windows_S3) == 0:
@@ -214,7 +214,7 @@ def log1p(y: Tensor) -> Tensor:
     """log(1 + y) of finite float64 y >= 0 by a fixed sequence of IEEE operations, within 1 ulp.
 
     1 + y = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f), log(1 + f) = 2 atanh(s) = f - s (f - R),
-    R = s^2 (2/3 + 2/5 s^2 + ...). The rounding of 1 + y is put back as a first-order correction (after fdlibm).
+    R = s^2 (2/3 + 2/5 s^2 + ...). A first-order correction makes up for the rounding of 1 + y (after fdlibm).
     """
     w = 1.0 + y
     mantissa, k = torch.frexp(w)
@@ -252,7 +252,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def finite_rows(x_ND: Tensor) -> tuple[Tensor, Tensor, int, int]:
-    """Rows as float32, with zeros for those that are not finite; which these are, how many, and the first or -1."""
+    """Return rows as float32, zeros for those not finite; which rows these are, their number, and the first or -1."""
     x_ND = x_ND.float()
     wrong_N = ~torch.isfinite(x_ND).all(1)
     wrong = int(wrong_N.sum())
@@ -267,7 +267,7 @@ def _row_blocks(x_ND: Tensor, codewords: int) -> list[slice]:
 
 
 def _repeated(codebook_KD: Tensor) -> Tensor:
-    """Bool [K]: codewords equal in value (-0 = +0) to one of lower index; these can never win."""
+    """Return bool [K]: codewords equal in value (-0 = +0) to one of lower index, which can never win."""
     # Adding +0 turns -0 into +0.
     _, group_K = torch.unique(codebook_KD + 0.0, dim=0, return_inverse=True)
     index_K = torch.arange(len(codebook_KD), device=codebook_KD.device)
@@ -278,11 +278,11 @@ def _repeated(codebook_KD: Tensor) -> Tensor:
 def _argmin(
     x_ND: Tensor, r_ND: Tensor, reach_N: Tensor, codebooks_MKD: Tensor, codes_NM: Tensor, repeated_K: Tensor
 ) -> Tensor:
-    """Exact codes int64 [N] of level m, given those of the m earlier levels.
+    """Return exact codes int64 [N] of level m, given those of the m earlier levels.
 
     codebooks has m + 1 levels, codes m; r is the residual rounded to float64, reach = |x| + sum of the chosen |c_j|.
-    With B_k = |c_k| (|c_k| + 2 reach) a computed score is off by at most (D + m + 1) 2^-53 B_k (1 + 2^-20). What is
-    used instead covers the roundings of the bound and of the comparison as well.
+    With B_k = |c_k| (|c_k| + 2 reach) a computed score is off by at most (D + m + 1) 2^-53 B_k (1 + 2^-20). The
+    bound in use also covers the roundings of the bound itself and of the comparison.
     """
     m, D = codes_NM.shape[1], x_ND.shape[1]
     c_KD = codebooks_MKD[m].double()
@@ -302,7 +302,7 @@ def _argmin(
 
 
 def _settle(terms: list[np.ndarray], c_SD: np.ndarray, candidates: list[int]) -> int:
-    """Exact winner among candidates in increasing order; terms are 2x and -2c_j, so 2r is their sum."""
+    """Return the exact winner among candidates in increasing order; terms are 2x and -2c_j, so their sum is 2r."""
     best = 0
     for k in range(1, len(candidates)):
         ck, ca = c_SD[k], c_SD[best]

@@ -1,15 +1,15 @@
-"""Which backend runs an operation: one dispatch function, one override.
+"""Chooses the backend that runs an operation: one dispatch function, one override.
 
-A backend is a module with the functions of `rvqa.kernels.reference`, of the same signatures:
+A backend is a module with the functions of `rvqa.kernels.reference`, with the same signatures:
 
-    reference   plain torch, any device, always there
+    reference   plain torch, any device, always available
     cpu         the native module `rvqa._native`, CPU tensors
     triton      Triton kernels, CUDA tensors (CPU tensors under TRITON_INTERPRET=1, for tests)
     cuda        CUDA C++ of `rvqa._cuda`, CUDA tensors (CPU tensors under RVQA_CUDA_EMULATED, for tests)
 
-By default CPU tensors go to `cpu` and CUDA tensors to `triton` where these are live, all else to `reference`. The
-environment variable RVQA_BACKEND names one backend for all calls and raises if that cannot be had: nothing falls back
-silently.
+By default CPU tensors go to `cpu` and CUDA tensors to `triton` if these are live, and all else to `reference`. The
+environment variable RVQA_BACKEND names one backend for all calls. A call raises an error if that backend cannot run:
+nothing falls back silently.
 """
 
 import os
@@ -31,17 +31,17 @@ _MODULES = {
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend by name, with None if it is live, or the reason why it is not."""
+    """Return every backend by name, with None if it is live, or the reason why it is not."""
     return {name: reason_absent(name) for name in _MODULES}
 
 
 def select(device: torch.device) -> str:
-    """Name of the backend that runs operations on tensors of a device.
+    """Return the name of the backend that runs operations on tensors of a device.
 
     Raises
     ------
     rvqa.errors.InputError
-        If RVQA_BACKEND names a backend that does not exist, is not live, or cannot run on this device.
+        RVQA_BACKEND names a backend that does not exist, is not live, or cannot run on this device.
     """
     forced = os.environ.get("RVQA_BACKEND", "")
     if not forced:
@@ -61,13 +61,13 @@ def select(device: torch.device) -> str:
 
 
 def dispatch(operation: str, device: torch.device) -> Callable[..., Any]:
-    """Return the function that runs `operation` on tensors of a device; raises like `select`."""
+    """Return the function that runs `operation` on tensors of a device; it raises what `select` raises."""
     return _bound(operation, device, os.environ.get("RVQA_BACKEND", ""))
 
 
 @cache
 def _bound(operation: str, device: torch.device, forced: str) -> Callable[..., Any]:
-    """`dispatch` for one value of RVQA_BACKEND: looking it up costs as much as quantizing a row."""
+    """Cache `dispatch` for each value of RVQA_BACKEND, because the look-up costs as much as quantizing a row."""
     return function(select(device), operation)
 
 
@@ -78,7 +78,7 @@ def function(backend: str, operation: str) -> Any:
 
 @cache
 def reason_absent(backend: str) -> str | None:
-    """None if a backend is live, else the reason why it is not; imports that one alone."""
+    """Return None if a backend is live, else the reason why it is not; import only that backend."""
     try:
         import_module(_MODULES[backend])
     except ImportError as error:

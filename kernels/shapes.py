@@ -1,6 +1,6 @@
-"""What the operators check without reading a tensor: types, shapes, devices, limits; and `Tables`, which they take.
+"""Checks of the operators that read no tensor (types, shapes, devices, limits), and `Tables`, which they take.
 
-`rvqa.kernels.checks` has the checks of one tensor at a time.
+`rvqa.kernels.checks` has the checks of single tensors.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ MAX_CODEWORDS = 256
 """Largest codebook of `residual_quantize`, whose codes are uint8."""
 
 NO_CODE = 255
-"""In every level of a row with NaN or infinity that `residual_quantize` marks."""
+"""Code in every level of a row with NaN or infinity that `residual_quantize` marks."""
 
 MAX_NEAREST = 65_536
 """Largest codebook of `nearest_codeword`."""
@@ -26,21 +26,21 @@ _INDEX_DTYPES = (torch.int32, torch.int64)
 _COUNT_DTYPES = (torch.float32, torch.float64, torch.int32, torch.uint8, torch.uint16, torch.uint32)
 
 _MOST_COLUMNS = 2**31 - 1
-"""Of a matrix: vector instructions gather by 32 bits."""
+"""Most columns of a matrix, because vector instructions gather by 32 bits."""
 
 
 class Tables(NamedTuple):
-    """Codebooks made ready by `prepare`; pass it on as it is."""
+    """Codebooks made ready by `prepare`; pass them on unchanged."""
 
     codebooks_MKD: Tensor
     """Codewords, float32 [M, K, D], contiguous and finite."""
 
     packed: Tensor
-    """What the backend makes of them, uint8; of its own layout, empty where it needs nothing."""
+    """Form that the backend makes of them, uint8, in a layout of its own; empty if it needs none."""
 
 
 def require_tables(tables: object) -> None:
-    """`tables` is a `Tables` of tensors."""
+    """Check that `tables` is a `Tables` of tensors."""
     if not isinstance(tables, Tables):
         raise InputError(f"tables is a {type(tables).__name__}; expected what rvqa.kernels.ops.prepare returns")
     codebooks_MKD, packed = tables
@@ -48,13 +48,13 @@ def require_tables(tables: object) -> None:
 
 
 def require_target(target_sum: float) -> None:
-    """`target_sum` is a number of counts."""
+    """Check that `target_sum` is a number of counts."""
     if not 0 < target_sum <= checks.MAX_COUNT:
         raise InputError(f"target_sum is {checks.said(target_sum)}; expected a number of counts above 0, such as 1e4")
 
 
 def require_codebooks(codebooks: Tensor, narrowest: int = 1) -> tuple[int, int, int]:
-    """Codebooks are float32 [M, K, D]; returns M, K and D."""
+    """Check that codebooks are float32 [M, K, D]; return M, K and D."""
     checks.require_dtype("codebooks", codebooks, (torch.float32,))
     if codebooks.ndim != 3:
         raise InputError(f"codebooks have shape {tuple(codebooks.shape)}; expected three axes [M, K, D]")
@@ -68,14 +68,14 @@ def require_codebooks(codebooks: Tensor, narrowest: int = 1) -> tuple[int, int, 
 
 
 def require_latents(x: Tensor, codebook: Tensor, D: int) -> None:
-    """Latents are floats [N, D], beside the codebook."""
+    """Check that latents are floats [N, D] on the device of the codebook."""
     checks.require_dtype("x", x, _LATENT_DTYPES)
     checks.require_width("x", x, D)
     checks.require_device("x", x, codebook)
 
 
 def check_tables(x: Tensor, codebooks: Tensor, packed: Tensor) -> tuple[int, int, int]:
-    """Latents fit the tables; returns M, K and D."""
+    """Check that latents fit the tables; return M, K and D."""
     M, K, D = require_codebooks(codebooks)
     require_latents(x, codebooks, D)
     checks.require_dtype("packed", packed, (torch.uint8,))
@@ -86,7 +86,7 @@ def check_tables(x: Tensor, codebooks: Tensor, packed: Tensor) -> tuple[int, int
 
 
 def check_codes(codes: Tensor, codebooks: Tensor, levels: int | None = None) -> int:
-    """Number of levels that are asked for."""
+    """Check codes; return the number of levels that are asked for."""
     M, _, _ = require_codebooks(codebooks, 0)
     checks.require_dtype("codes", codes, (torch.uint8,))
     sizes = codes.shape
@@ -97,7 +97,7 @@ def check_codes(codes: Tensor, codebooks: Tensor, levels: int | None = None) -> 
 
 
 def check_norms(x: Tensor, codes: Tensor, codebooks: Tensor, packed: Tensor) -> None:
-    """Latents, codes and tables fit each other."""
+    """Check that latents, codes and tables fit each other."""
     check_tables(x, codebooks, packed)
     check_codes(codes, codebooks)
     if codes.shape[0] != x.shape[0]:
@@ -105,7 +105,7 @@ def check_norms(x: Tensor, codes: Tensor, codebooks: Tensor, packed: Tensor) -> 
 
 
 def check_out(codes: Tensor, codebooks: Tensor, out: Tensor) -> None:
-    """`out` can take what `decode` gives."""
+    """Check that `out` can hold the result of `decode`."""
     checks.require_dtype("out", out, (torch.float32,))
     checks.require_device("out", out, codes)
     if out.shape != (codes.shape[0], codebooks.shape[2]) or not out.is_contiguous():
@@ -113,7 +113,7 @@ def check_out(codes: Tensor, codebooks: Tensor, out: Tensor) -> None:
 
 
 def check_nearest(x: Tensor, codebook: Tensor) -> None:
-    """Latents fit one codebook [K, D]."""
+    """Check that latents fit one codebook [K, D]."""
     checks.require_dtype("codebook", codebook, (torch.float32,))
     if codebook.ndim != 2 or not 1 <= codebook.shape[0] <= MAX_NEAREST or codebook.shape[1] < 1:
         raise InputError(f"codebook has shape {tuple(codebook.shape)}; expected [K, D] with 1 <= K <= {MAX_NEAREST:,}")
@@ -121,7 +121,7 @@ def check_nearest(x: Tensor, codebook: Tensor) -> None:
 
 
 def check_rows(indptr: Tensor, indices: Tensor, data: Tensor) -> None:
-    """Three tensors are the parts of one CSR matrix."""
+    """Check that three tensors are the parts of one CSR matrix."""
     checks.require_dtype("indptr", indptr, _INDEX_DTYPES)
     checks.require_dtype("indices", indices, _INDEX_DTYPES)
     checks.require_dtype("data", data, _COUNT_DTYPES)
@@ -144,7 +144,7 @@ def check_projection(
     column_map: Tensor | None,
     library_size: Tensor | None,
 ) -> None:
-    """What `csr_project` takes."""
+    """Check the arguments of `csr_project`."""
     check_rows(indptr, indices, data)
     checks.require_dtype("weight", weight, (torch.float32,))
     checks.require_dtype("bias", bias, (torch.float32,))
@@ -171,10 +171,10 @@ def check_projection(
 
 
 def check_totals(indptr: Tensor, indices: Tensor, data: Tensor, columns: int, known: Tensor | None) -> None:
-    """What `csr_totals` takes."""
+    """Check the arguments of `csr_totals`."""
     check_rows(indptr, indices, data)
     if columns < 0:
-        raise InputError(f"columns is {columns}; expected how many the matrix has")
+        raise InputError(f"columns is {columns}; expected the number of columns of the matrix")
     if known is not None:
         checks.require_dtype("known", known, (torch.bool,))
         checks.require_device("known", known, indptr)
@@ -183,7 +183,7 @@ def check_totals(indptr: Tensor, indices: Tensor, data: Tensor, columns: int, kn
 
 
 def check_mask(logits: Tensor, states: Tensor, windows: Tensor) -> None:
-    """What `apply_span_mask_` takes."""
+    """Check the arguments of `apply_span_mask_`."""
     checks.require_dtype("logits", logits, _LATENT_DTYPES)
     checks.require_dtype("states", states, _INDEX_DTYPES)
     checks.require_dtype("windows", windows, (torch.int64,))
@@ -202,19 +202,19 @@ def check_mask(logits: Tensor, states: Tensor, windows: Tensor) -> None:
     device = logits.device
     if states.device != device or windows.device != device:
         raise InputError(
-            f"logits are on {device}, states on {states.device}, windows on {windows.device}; expected one"
+            f"logits are on {device}, states on {states.device}, windows on {windows.device}; expected one device"
         )
 
 
 def whole(levels: int | None) -> int | None:
-    """`levels` is a whole number that codebooks can have, or None."""
+    """Check that `levels` is None or a whole number of levels that codebooks can have."""
     if levels is not None:
         checks.require_whole("levels", levels, 1, MAX_LEVELS)
     return levels
 
 
 def level_count(levels: int | None, available: int) -> int:
-    """Number of levels that are asked for, of those there are."""
+    """Return the number of levels that are asked for, or all that are available."""
     if levels is None:
         return available
     if not 1 <= levels <= available:

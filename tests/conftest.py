@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the real data files, where this machine has them, and what is fitted on them once."""
+"""Fixtures for all tests: the real data files, if this machine has them, and models fitted on them once."""
 
 import fcntl
 import os
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def same_threads():
-    """Torch as many threads after a test as before: numba sets those of OpenMP, which torch shares."""
+    """Reset torch's threads after each test, because numba sets those of OpenMP, which torch shares."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -58,7 +58,7 @@ def same_threads():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For tests that compare fits bit for bit: several threads add up in another order each time."""
+    """Use one thread, for tests that compare fits bit for bit: several threads add in a varying order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,7 +67,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of .h5ad files: RVQA_DATA_DIR, which `make` and `.ci/run` set where data lie beside the repository."""
+    """Folder of .h5ad files: RVQA_DATA_DIR, which `make` and `.ci/run` set if data lie beside the repository."""
     folder = os.environ.get("RVQA_DATA_DIR", "")
     if not Path(folder or "nowhere").is_dir():
         pytest.skip(f"no real data: RVQA_DATA_DIR is {folder!r}; set it to the folder of .h5ad files, or use `make`")
@@ -76,7 +76,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def ref_dir(data_dir: Path) -> Path:
-    """The folder of reference tables (Cell Ontology, HGNC): RVQA_REF_DIR, else ref beside the data."""
+    """Folder of reference tables (Cell Ontology, HGNC): RVQA_REF_DIR, else `ref` beside the data."""
     folder = Path(os.environ.get("RVQA_REF_DIR", data_dir.parent / "ref"))
     if not folder.is_dir():
         pytest.skip(f"no reference tables: {folder} does not exist; set RVQA_REF_DIR")
@@ -85,7 +85,7 @@ def ref_dir(data_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def read(data_dir: Path) -> Callable:
-    """`read(name)`: an AnnData of its own for each call, from a file that is read once."""
+    """`read(name)` gives a new AnnData for each call, from a file that is read once."""
     import anndata
 
     @cache
@@ -106,7 +106,7 @@ def data_file(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """`once(name, make)`: the path that `make(path)` fills, in one of the workers alone; the others wait for it."""
+    """`once(name, make)` gives a path that one worker fills by `make(path)`; the other workers wait for it."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # of all workers
@@ -143,7 +143,7 @@ def pbmc_tokenizer(read: Callable, once: Callable):
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory):
-    """The demo's case without a data folder: 700 real PBMC of scanpy with a simulated response."""
+    """Case of the demo without a data folder: 700 real PBMC of scanpy with a simulated response."""
     from rvqa.demo import shipped_case
 
     return shipped_case(seed=0)
@@ -151,7 +151,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def model_path(shipped, once: Callable) -> Path:
-    """Directory of a model fitted briefly on those cells: real, small, not good."""
+    """Directory of a real but small and poor model, fitted briefly on those cells."""
     from rvqa.training.fit import FitSettings
     from rvqa.training.language.cpt import LanguageSettings
     from rvqa.training.tokenizer.settings import TokenizerSettings
@@ -162,7 +162,7 @@ def model_path(shipped, once: Callable) -> Path:
 
 @pytest.fixture(scope="session")
 def model(model_path):
-    """That model."""
+    """The model in that directory."""
     import rvqa
 
     return rvqa.load(model_path)
@@ -186,7 +186,7 @@ def fit_shipped(shipped, settings):
 
 @pytest.fixture
 def rvqa_cli(monkeypatch, capsys):
-    """Run the command line in this process: exit code, what it wrote to standard output and to standard error."""
+    """Run the command line in this process; return exit code, standard output and standard error."""
     from rvqa import cli
     from rvqa.io import outcomes
 

@@ -1,8 +1,8 @@
-"""Small language models for tests: the real Qwen3 vocabulary without the weights, and one made from nothing.
+"""Small language models for tests: one with the real Qwen3 vocabulary and random weights, and one made without files.
 
 The Qwen3 fixture is Qwen's BPE (151,643 tokens, read from the reference folder), Qwen3's 26 added tokens at ids 151,643
-to 151,668, and a random model of 151,936 rows, hidden size 64 and 2 layers with tied embeddings: 9.7 M parameters that
-go the way of Qwen3-4B for vocabulary, mask, Hugging Face and vLLM tests.
+to 151,668, and a random model of 151,936 rows, hidden size 64 and 2 layers with tied embeddings. Its 9.7 M parameters
+stand in for Qwen3-4B in tests of vocabulary, masks, Hugging Face and vLLM.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def qwen_tokenizer(ref_dir: Path | str) -> PreTrainedTokenizerFast:
     with gzip.open(Path(ref_dir) / BPE_FILE, "rt", encoding="utf-8") as file:
         content = json.load(file)
     assert len(content["model"]["vocab"]) == BPE_SIZE
-    content["added_tokens"] = []  # three of the 26, at the ids that they get in any case
+    content["added_tokens"] = []  # three of the 26, at their usual ids
     return _wrap(Tokenizer.from_str(json.dumps(content)))
 
 
 @functools.cache
 def qwen_tokenizer_with_cells(ref_dir: Path) -> tuple[PreTrainedTokenizerFast, CellVocabulary]:
-    """Make, once, a Qwen3 tokenizer with cell tokens for all tests to share: look, do not change."""
+    """Make, once, a Qwen3 tokenizer with cell tokens; all tests share it and must not change it."""
     tokenizer = qwen_tokenizer(ref_dir)
     assert len(tokenizer) == QWEN_SIZE
     return tokenizer, CellVocabulary.install(tokenizer)

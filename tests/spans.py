@@ -1,4 +1,4 @@
-"""Outputs as letters, for tests that hold masks to the grammar, and many outputs at once.
+"""Outputs as letters, for tests of masks against the grammar, and many outputs at once.
 
 Letters: t text, e the end token, o opener, 0-7 a code of that level, c closer.
 """
@@ -37,7 +37,7 @@ def letter_of(token_id, vocabulary):
 
 
 def may_go_on(text, rule, vocabulary):
-    """Whether some whole output begins with these letters: the grammar once more, as a regular expression."""
+    """Return whether some whole output begins with these letters, by the grammar as a regular expression."""
     codes = "".join(map(str, range(vocabulary.levels)))
     part = "(?:o" + "".join(f"(?:{code}" for code in codes) + ")?" * len(codes) + ")?"
     n = rule.cells
@@ -47,13 +47,13 @@ def may_go_on(text, rule, vocabulary):
 
 
 def still_needed(text, vocabulary):
-    """Tokens that an output must still write to close its last span."""
+    """Return the number of tokens that an output must still write to close its last span."""
     last = text.rfind("o")
     return 0 if last < 0 or "c" in text[last:] else vocabulary.span_length - (len(text) - last)
 
 
 def every_string(vocabulary, length):
-    """Every output of this many letters, as places in `letters` and as ids: int64 [12^length, length] each."""
+    """Return every output of this many letters, as places in `letters` and as ids, int64 [12^length, length] each."""
     alphabet = letters(vocabulary)
     picks = torch.tensor(list(product(range(len(alphabet)), repeat=length)), dtype=torch.long)
     picks = picks.reshape(len(alphabet) ** length, length)
@@ -61,7 +61,7 @@ def every_string(vocabulary, length):
 
 
 def allowed(vocabulary=CELL, rows=ROWS, stop_id=END_ID):
-    """Which ids each state may write, by the windows: bool [states, rows]."""
+    """Return which ids each state may write, by the windows, bool [states, rows]."""
     ids = torch.arange(rows)
     return torch.stack(
         [((ids >= lo) & (ids < hi)) == inside for lo, hi, inside in grammar.windows(vocabulary, stop_id=stop_id)]
@@ -69,7 +69,7 @@ def allowed(vocabulary=CELL, rows=ROWS, stop_id=END_ID):
 
 
 def random_walks(rule, n, length, *, budget=None, seed=0):
-    """Outputs int64 [n, length], most of whose tokens are allowed, and their states [n, length + 1] by `trace`."""
+    """Return outputs int64 [n, length] with mostly allowed tokens, and their states [n, length + 1] by `trace`."""
     rng = np.random.default_rng(seed)
     choices = [np.flatnonzero(row) for row in allowed().numpy()]
     likely = np.array([CELL.opener, END_ID])

@@ -1,4 +1,4 @@
-"""`annotate`: all labels in one pass score as each would alone; documented keys; far better than chance."""
+"""`annotate`: one pass scores each label as it would alone; documented keys; far better than chance."""
 
 import warnings
 
@@ -36,14 +36,14 @@ def test_keys_of_the_contract(cells, model, tmp_path):
     assert {"rvqa_codes", "X_rvqa"} <= set(cells.obsm)
     assert cells.uns["rvqa"]["labels"] == model.card.labels
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # these labels hold slashes, which h5 stores will not take as names
+        warnings.simplefilter("error")  # these labels have slashes, which names in HDF5 files cannot have
         cells.write_h5ad(tmp_path / "cells.h5ad")
     back = anndata.read_h5ad(tmp_path / "cells.h5ad")
     np.testing.assert_array_equal(back.obs["rvqa_cell_type"], obs["rvqa_cell_type"])
 
 
 def test_one_forward_pass_scores_as_each_answer_alone(cells, model):
-    """The tree of attention against the plain way: prompt and one answer, log probability of its tokens."""
+    """The tree of attention equals the plain way: log probability of one answer's tokens after the prompt."""
     codes = rvqa.encode(cells, model, library_size_key="depth", copy=True).obsm["rvqa_codes"][:5]
     labels = [*model.card.labels, "a label it was never taught", "B"]
     answers = [model.prompts.answer(ANNOTATE.answer, label=label)[0].tolist() for label in labels]
@@ -66,7 +66,7 @@ def test_one_forward_pass_scores_as_each_answer_alone(cells, model):
 
 
 def test_prompts_of_several_lengths_at_once(cells, model):
-    """Rows of a batch are padded to the longest; each scores as it does alone."""
+    """Rows of a batch are padded to the longest; each gets the same scores as alone."""
     vocabulary, prompts = model.vocabulary, model.prompts
     codes = rvqa.encode(cells, model, library_size_key="depth", copy=True).obsm["rvqa_codes"][:6]
     answers = beginnings([prompts.answer(ANNOTATE.answer, label=label)[0].tolist() for label in model.card.labels])
@@ -88,7 +88,7 @@ def test_prompts_of_several_lengths_at_once(cells, model):
 
 def test_beginnings_are_the_fewest_ids_that_tell_answers_apart():
     assert beginnings([[1, 2, 9], [1, 3, 4, 9], [5, 6, 9]]) == ((1, 2), (1, 3), (5,))
-    assert beginnings([[1, 9], [1, 2, 9]]) == ((1, 9), (1, 2))  # one begins the other: its end tells
+    assert beginnings([[1, 9], [1, 2, 9]]) == ((1, 9), (1, 2))  # one label begins the other, so its end decides
     assert beginnings([[1, 2, 9]]) == ((1,),)
     assert beginnings([[1, 2, 9], [1, 2, 9]]) == ((1, 2, 9), (1, 2, 9))
 

@@ -1,4 +1,4 @@
-"""Bad input on the command line: one sentence on the file, what was seen and what to do; exit code 2; no trace."""
+"""Bad input on the command line: one sentence with file, fault and remedy, exit code 2, and no traceback."""
 
 import json
 import os
@@ -34,7 +34,7 @@ LAYER = "model.layers.0.mlp.down_proj.weight"
 
 @dataclass
 class Place:
-    """A folder of one test: cells and a model to be spoilt there, and an output that must not appear."""
+    """Folder of one test: cells and a model for the test to damage, and an output that must not appear."""
 
     folder: Path
     cells: anndata.AnnData
@@ -51,7 +51,7 @@ class Place:
         return self.folder / name
 
     def set_values(self, change, dense=False):
-        """Write the cells with other values in X."""
+        """Write the cells with the given values in X."""
         self.cells.X = change(self.cells.X.toarray() if dense else self.cells.X.astype(np.float32))
         return self.write()
 
@@ -70,13 +70,13 @@ class Place:
         return copy
 
     def spoil(self, name, change):
-        """A copy of the model in which one file is another."""
+        """Copy the model with one file replaced."""
         file = self.model() / name
         file.write_bytes(change(file.read_bytes()))
         return self.annotate(self.small, "-m", self.folder / "model")
 
     def spoil_json(self, name, **values):
-        """A copy of the model in which values of a JSON file are others; `...` takes one away."""
+        """Copy the model with values of a JSON file changed; `...` removes a value."""
 
         def change(text):
             merged = {**json.loads(text), **values}
@@ -139,7 +139,7 @@ def state(folder):
 
 
 def refused(rvqa_cli, place, arguments, *words):
-    """Assert the contract of a refusal and return its sentence."""
+    """Assert that a command is rejected as documented, and return its sentence."""
     before = state(place.folder)
     done = rvqa_cli(*arguments)
     assert done.code == 2, done.err
@@ -175,7 +175,7 @@ def no_counts_in_a_cell(x):
 
 
 class Marker:
-    """Unpickled, it makes a file."""
+    """It makes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -280,7 +280,7 @@ def only_control(place):
 
 
 def no_partner(place):
-    """All B cells are perturbed, all others are not."""
+    """All B cells are perturbed, and no other cell is."""
     place.cells.obs["condition"] = np.where(place.cells.obs["label"] == place.cells.obs["label"].iloc[0], "LPS", "none")
     place.write()
     return place.fit("--condition", "condition", "--control", "none")
@@ -494,7 +494,7 @@ def test_refused(name, place, rvqa_cli):
     assert not (place.folder / "unpickled").exists()
 
 
-# What looks odd and is fine.
+# Input that looks odd but is valid.
 
 
 def test_recover_on_counts_changes_nothing(place, rvqa_cli):
@@ -536,7 +536,7 @@ def test_a_pickle_beside_the_weights_is_not_opened(place, rvqa_cli):
     (place.model() / "pytorch_model.bin").write_bytes(pickle.dumps(Marker(place.folder / "unpickled")))
     assert rvqa_cli(*place.encode(place.small, "-m", place.folder / "model")).code == 0
     assert not (place.folder / "unpickled").exists()
-    with pytest.raises(FileExistsError):  # it would have shown
+    with pytest.raises(FileExistsError):  # the test would have noticed it
         pickle.loads(pickle.dumps(Marker(place.folder)))
 
 
@@ -574,12 +574,12 @@ def test_a_fault_of_rvqa_keeps_its_traceback(place, rvqa_cli, monkeypatch):
     assert "report it" in done.err.splitlines()[-1]
 
 
-# What only a process of its own can show.
+# Cases that need a separate process.
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KiB where one can be mounted, else a limit on the size of files; and what is said there."""
+    """A file system of 64 KiB if one can be mounted, else a limit on the size of files; and its message."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
@@ -605,7 +605,7 @@ def test_a_full_disk(small_disk, place, rvqa_cli, model):
 
 
 def test_no_permission(place, rvqa_cli):
-    """Root may write anywhere: as another user, then."""
+    """Root may write anywhere, so the command runs as another user."""
     locked = Path(tempfile.mkdtemp())
     locked.chmod(0o555)
     user = os.geteuid()
@@ -631,7 +631,7 @@ def test_stopped_in_the_middle(command, name, place):
     work = place.perturb("--n-samples", 50) if command == "perturb" else place.fit("--steps", 10_000)
     work = [place.folder / "cells.h5ad" if each == place.small else each for each in work if each != "--quiet"]
     before = state(place.folder)
-    terminal, errors = pty.openpty()  # progress bars show on a terminal alone
+    terminal, errors = pty.openpty()  # progress bars show only on a terminal
     termios.tcsetwinsize(errors, (24, 100))
     process = subprocess.Popen(
         [sys.executable, "-m", "rvqa", *map(str, work)],
@@ -642,7 +642,7 @@ def test_stopped_in_the_middle(command, name, place):
     os.close(errors)
     said = ""
     try:
-        while "%" not in said:  # a progress bar: it is at work
+        while "%" not in said:  # a progress bar shows that it has started
             said += os.read(terminal, 1000).decode()
         process.send_signal(getattr(signal, name))
         assert process.wait(timeout=60) == 1
@@ -657,7 +657,7 @@ def test_stopped_in_the_middle(command, name, place):
 
 
 def test_stopped_when_the_output_stands(place, rvqa_cli, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)  # a shell that starts the tests in the background has it ignored
+    before = signal.getsignal(signal.SIGINT)  # a shell that starts the tests in the background makes them ignore it
     monkeypatch.setattr("rvqa.cli.using.show_coverage", lambda *_: signal.raise_signal(signal.SIGINT))
     done = rvqa_cli(*place.encode(place.small))
     assert done.code == 1

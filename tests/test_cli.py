@@ -42,9 +42,9 @@ sys.exit(sorted(set({heavy.split()}) & set(sys.modules)) or 0)
 
 
 def test_fit_annotate_perturb_encode_decode(shipped, cells_path, tmp_path, rvqa_cli):
-    """A user's whole way, with own files: labelled reference in, annotated cells out.
+    """A user's whole workflow on own files, from a labelled reference to annotated cells.
 
-    `fit` in a process of its own, as `encode` in `atlas/test_run.py` and `perturb` in `test_bad_input.py`.
+    `fit` runs in a separate process, as `encode` in `atlas/test_run.py` and `perturb` in `test_bad_input.py`.
     """
 
     def done(*arguments):

@@ -1,4 +1,4 @@
-"""The demonstrations' cells: nothing that is held out is in what is fitted, and what is simulated says so."""
+"""Cells of the demo: no held-out cell is in the fit, and simulated cells are marked as such."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_held_out_donors_and_cells_enter_no_fit(case):
 
 
 def test_shipped_counts_are_the_published_ones(shipped, read):
-    """Rounding scanpy's log values back gives the counts of the same cells, before the simulated response."""
+    """Rounding scanpy's log values gives the counts of the same cells, before the simulated response."""
     published = read("pbmc68k_reduced_700")
     untreated = shipped.references[0][shipped.references[0].obs["condition"] == "control"]
     np.testing.assert_array_equal(
@@ -61,7 +61,7 @@ def test_data_folder(monkeypatch, tmp_path):
 
 
 def test_nothing_is_looked_for_beside_the_working_directory(monkeypatch, tmp_path):
-    """An installed library knows the folders that are named, and no other."""
+    """An installed library looks only in folders that the user names."""
     beside, work = tmp_path / "shared", tmp_path / "work"
     for folder in (beside / "data", beside / "ref", work):
         folder.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_nothing_is_looked_for_beside_the_working_directory(monkeypatch, tmp_pat
 
 
 def test_the_demo_runs_without_a_data_folder_and_repeats(monkeypatch, tmp_path, capsys, one_thread):
-    """End to end on the cells scanpy ships, shortened; on one thread the same seed prints the same figures."""
+    """A shortened demo on scanpy's cells, end to end; on one thread the same seed prints the same figures."""
     from rvqa.training import fit
 
     monkeypatch.delenv("RVQA_DATA_DIR", raising=False)

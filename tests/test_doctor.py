@@ -1,4 +1,4 @@
-"""`rvqa doctor`: facts that are always there, in an aligned text and in JSON, and never a traceback."""
+"""`rvqa doctor`: it always gives its facts, as aligned text and as JSON, and never a traceback."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.kernels.test_registry import forget
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
-    """No settings of this machine."""
+    """Remove this machine's settings."""
     for name in ("RVQA_BACKEND", "RVQA_DATA_DIR", "RVQA_REF_DIR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -36,7 +36,7 @@ def command(*arguments, code, **environment):
 
 
 def value(facts, name):
-    """What the text says first beside a name: of a package before the backend of that name."""
+    """Return the first value beside a name in the text: the package comes before the backend of that name."""
     lines = [line for line in doctor.text(facts).splitlines() if line.startswith(f"  {name} ")]
     assert lines
     return lines[0][17:]
@@ -132,7 +132,7 @@ def test_without_native_module(monkeypatch):
 
 
 def test_other_systems(monkeypatch, tmp_path):
-    """No /proc, no affinity, no sysconf: as on macOS and elsewhere."""
+    """There is no /proc, affinity or sysconf, as on macOS and elsewhere."""
     monkeypatch.setattr(doctor, "_proc", lambda path: {})
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "sysconf", raising=False)
@@ -144,7 +144,7 @@ def test_other_systems(monkeypatch, tmp_path):
 
 
 class TestGpu:
-    """GPUs as torch and the driver tell of them, made up."""
+    """Simulated GPUs, as torch and the driver report them."""
 
     @pytest.fixture(autouse=True)
     def smi(self, tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_read_only_and_reversed_codes_decode_without_a_warning(cells, model):
 
 
 def test_a_prefix_of_levels_decodes_to_less_detail(cells, model):
-    """A prefix decodes alike whatever the later codes are, so that cells of one first code have one profile."""
+    """Later codes do not change how a prefix decodes, so cells with the same first code have one profile."""
     rvqa.encode(cells, model, library_size_key="depth")
     codes = cells.obsm["rvqa_codes"]
     for levels in (1, 2, 7):
@@ -167,7 +167,7 @@ def test_decode_refuses(codes, options, message, model):
 
 
 def test_drawn_counts(model, shipped):
-    """Whole counts around the expectation at the library sizes asked for, the same for the same seed."""
+    """Counts are whole, vary around the expectation at the given library sizes, and depend only on the seed."""
     adata = next(iter(shipped.tests.values())).copy()
     rvqa.encode(adata, model, library_size_key="depth", recon_error=True)
     codes = np.repeat(adata.obsm["rvqa_codes"][:1], 2000, axis=0)
@@ -191,7 +191,7 @@ def test_drawn_counts(model, shipped):
 
 
 def test_reconstruction_error(model, shipped):
-    """About 1 for cells of the fit; far more where counts have nothing to do with the codes."""
+    """The error is about 1 for cells of the fit, and far more if counts do not belong to the codes."""
     adata = shipped.references[0].copy()
     rvqa.encode(adata, model, library_size_key="depth", recon_error=True)
     error = adata.obs["rvqa_recon_error"].to_numpy()

@@ -1,4 +1,4 @@
-"""Any AnnData at all: the public functions keep their contract, or refuse it in a sentence; no traceback."""
+"""Random AnnData objects: public functions keep their contract or reject them in a sentence, without a traceback."""
 
 import tempfile
 import warnings
@@ -61,7 +61,7 @@ def tokenizer() -> CellTokenizer:
     return made.eval()
 
 
-# What the values are, before they are stored in some type: [n, g] float64.
+# Kinds of values before they are stored in some type, float64 [n, g].
 
 
 def counts_of(rng: np.random.Generator, n: int, g: int) -> np.ndarray:
@@ -122,7 +122,7 @@ DTYPES = (
 
 
 def as_type(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Convert, without minding what does not fit."""
+    """Convert, even if values do not fit."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if np.dtype(dtype).kind in "iu":
@@ -138,7 +138,7 @@ def read_only(x: np.ndarray) -> np.ndarray:
 
 
 def untidy(x: np.ndarray) -> sp.csr_matrix:
-    """CSR, unsorted, every value as two entries where that is exact, a stored zero a row."""
+    """Return unsorted CSR with each value as two entries if that is exact, and a stored zero in each row."""
     rows, columns = np.nonzero(np.ones_like(x, dtype=bool))
     values = x[rows, columns]
     half = values // 2 if x.dtype.kind in "iu" else values * 0
@@ -185,7 +185,7 @@ FORMS = {
 
 
 def var_of(kind: str, g: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Table of g genes: those of the axis as far as they go, then others; `kind` says how they are named."""
+    """Return a table of g genes: first those of the axis, then others; `kind` says how they are named."""
     order = rng.permutation(max(g, len(SYMBOLS)))[:g]
     known = order < len(SYMBOLS)
     symbols = np.array([SYMBOLS[i] if i < len(SYMBOLS) else f"XGENE{i}" for i in order], dtype=object)
@@ -270,7 +270,7 @@ VARS = (
 
 
 def obs_of(kind: str, x: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """Table of cells with a column "depth" of some kind, and others."""
+    """Return a table of cells with a column "depth" of some kind, and other columns."""
     n = len(x)
     with np.errstate(all="ignore"):
         total = np.nan_to_num(np.abs(x).sum(1), posinf=1e6) + rng.integers(0, 500, n) if x.shape[1] else np.ones(n)
@@ -324,13 +324,13 @@ DEPTHS = (
 
 
 def often(draw: st.DrawFn, usual: object, others: object) -> object:
-    """The usual thing in most cases, so that enough examples get far."""
+    """Draw the usual value in most cases, so that enough examples get far."""
     return usual if draw(st.integers(0, 4)) else draw(st.sampled_from(tuple(others)))
 
 
 @st.composite
 def inputs(draw: st.DrawFn) -> tuple[AnnData | None, dict]:
-    """Draw an AnnData, of any make that anndata itself accepts, and options of `encode`."""
+    """Draw any AnnData that anndata itself accepts, and options of `encode`."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n, g = often(draw, 4, (0, 1, 2, 7, 12, 90)), often(draw, 90, (0, 1, 49, 50, 51, 79, 80, 200))
 
@@ -368,12 +368,12 @@ def inputs(draw: st.DrawFn) -> tuple[AnnData | None, dict]:
             # A view of masked values shows them without their mask.
             masked = any(map(np.ma.isMA, (adata.X, *adata.layers.values())))
             return adata if step is None or masked else adata[::step], options
-        except Exception:  # anndata takes no such thing
+        except Exception:  # anndata accepts none of these
             return None, options
 
 
 def fingerprint(adata: AnnData) -> list:
-    """All that an AnnData holds, bit for bit, in a form that compares."""
+    """Return the content of an AnnData, bit for bit, in a form that can be compared."""
 
     def matrix(x: object) -> object:
         if sp.issparse(x):
@@ -391,7 +391,7 @@ def fingerprint(adata: AnnData) -> list:
 
 
 def outcome(call, adata: AnnData):
-    """What a call returns, or None after an `InputError` that is one clear text and has left `adata` as it was."""
+    """Return the result of a call, or None after an `InputError` of one clear text that left `adata` unchanged."""
     before = fingerprint(adata)
     try:
         with warnings.catch_warnings():
@@ -442,7 +442,7 @@ def check_encode(adata: AnnData, options: dict) -> bool:
     codes = check_codes(result, key)
     again = rvqa.encode(adata, tokenizer(), **options | {"copy": True})
     np.testing.assert_array_equal(again.obsm[f"{key}_codes"], codes)
-    if not options["recover"]:  # which asks for enough values, of all cells together
+    if not options["recover"]:  # which needs enough values over all cells
         at = len(codes) // 2
         alone = rvqa.encode(adata[[at]], tokenizer(), **options | {"copy": True})
         np.testing.assert_array_equal(alone.obsm[f"{key}_codes"], codes[[at]])
@@ -511,7 +511,7 @@ def test_axis_of_a_file(given_inputs):
 
 
 def of_the_model(adata: AnnData, model) -> AnnData | None:
-    """The same with genes of a model in place of those of the tokenizer above, and types of cells."""
+    """Return the same with genes of a model instead of the tokenizer above, and with cell types."""
     symbols = model.cell_tokenizer.axis.symbols
     other = dict(zip((*SYMBOLS, *IDS), (*symbols[: len(SYMBOLS)], *symbols[: len(IDS)]), strict=True))
     if adata is None or adata.n_obs > 12:
@@ -584,7 +584,7 @@ def test_perturb(model, given_inputs, perturbation, type_key, control, n_samples
 @few
 @given(inputs(), st.sampled_from([(), ("cell", "file", "code_1"), ("depth", "batch")]))
 def test_both_readers(given_inputs, carried):
-    """A file is read alike in memory and part by part, and as the AnnData that it was written from."""
+    """A file gives the same in memory, part by part, and as the AnnData that it was written from."""
     adata, options = given_inputs
     if adata is None:
         return
@@ -598,7 +598,7 @@ def test_both_readers(given_inputs, carried):
                 adata.obs[name] = [f"{name} {i}" for i in range(adata.n_obs)]
         try:
             adata.write_h5ad(path)
-        except Exception:  # anndata writes no such thing
+        except Exception:  # anndata cannot write it
             return
         given = anndata.read_h5ad(path) if readable(path) else None
 
@@ -626,7 +626,7 @@ def test_both_readers(given_inputs, carried):
 
 
 def readable(path) -> bool:
-    """Whether anndata can read what it wrote."""
+    """Return whether anndata can read what it wrote."""
     try:
         anndata.read_h5ad(path)
     except Exception:

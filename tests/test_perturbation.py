@@ -1,4 +1,4 @@
-"""`perturb`: counts at the control cell's depth, provenance, same seed same cells, errors with a way out."""
+"""`perturb`: counts at the control cell's depth, provenance, reproducible seeds, and errors with a remedy."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_what_comes_back(cells, model):
     assert list(predicted.obs["rvqa_control_cell"][::2]) == list(control.obs_names)
     assert predicted.obs_names.is_unique
     assert (predicted.obs["condition"] == SIMULATED).all()
-    raw_counts(predicted)  # refuses anything but counts
+    raw_counts(predicted)  # rejects anything but counts
     assert predicted.layers["mean"].dtype == np.float32
     assert predicted.obsm["rvqa_codes"].shape == (predicted.n_obs, 8)
     assert predicted.uns["rvqa"]["perturbation"] == SIMULATED
@@ -69,7 +69,7 @@ def test_counts_follow_their_mean_and_the_depth_of_the_control_cell(cells, model
 
 
 def test_writing_the_control_codes_again_predicts_no_change(cells, model):
-    """The correction makes the decoded controls of a type add up to the measured ones, gene by gene."""
+    """The correction makes sums of the decoded controls of a type equal the measured sums, gene by gene."""
     control = cells[cells.obs["condition"] == "control"].copy()
     tokenizer = model.cell_tokenizer
     codes, _ = cell_codes(control, tokenizer, Reading(library_size_key="depth"))

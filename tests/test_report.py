@@ -1,4 +1,4 @@
-"""Reports: what they say, that untrusted names stay text, and how they render in a real browser, narrow and wide."""
+"""Reports: their content, untrusted names that stay text, and rendering in a real browser, narrow and wide."""
 
 import base64
 import json
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module", autouse=True)
 def principal_components():
-    """Positions without UMAP, which compiles for half a minute."""
+    """Return positions without UMAP, which compiles for half a minute."""
     patch = pytest.MonkeyPatch()
     patch.setattr(figures, "_FEWEST_UMAP", 10**9)
     yield
@@ -145,7 +145,7 @@ def test_annotation_report_shows_the_annotation(annotated, reports):
     for name, n in annotated.obs["rvqa_cell_type"].value_counts().items():
         if n:
             assert page.row(name)[1] == f"{n:,}"
-    hostile = page.row(f"{as_text(HOSTILE)} †")  # whose line separator is a blank by then
+    hostile = page.row(f"{as_text(HOSTILE)} †")  # the line separator has become a blank
     assert sum(int(cell) for cell in hostile[1:-1] if cell != "·") == int(hostile[-1]) == 5
     codes = page.data["figures"][0]["panels"][1]["index"]
     drawn = np.frombuffer(base64.b64decode(codes), dtype="<u2")
@@ -202,7 +202,7 @@ def test_positions_come_from_the_file_else_from_the_codes(annotated):
 
 
 def test_many_cells_and_types_make_a_small_file(tmp_path):
-    """30,000 cells: 20,000 are drawn, and 80 types with long names fit."""
+    """Of 30,000 cells 20,000 are drawn, and 80 types with long names fit."""
     rng = np.random.default_rng(0)
     names = [f"type {i} with a rather long descriptive name" for i in range(80)]
     import anndata
@@ -311,7 +311,7 @@ def test_sequential_scale_goes_one_way_in_lightness():
 
 
 def test_series_differ_without_colour():
-    """The first eight by shape alone; within a shape, the fills' lightness differs or else the label does."""
+    """The first eight differ by shape; within a shape, the lightness of the fill or the label differs."""
     pairs = [colours.series(at) for at in range(64)]
     assert len(set(pairs)) == 64
     assert len({shape for _, shape in pairs[:8]}) == 8
@@ -398,7 +398,7 @@ def browse(browser, url, tmp_path, *options):
 
 
 def probed(html, folder, width):
-    """The report with two probes that its policy allows by their hashes, in a frame of some width."""
+    """Return the report with two probes that its policy allows by hash, in a frame of some width."""
     hashes = [f"'{_digest(script)}'" for script in (EARLY, LATE)]
     html = html.replace("script-src ", f"script-src {' '.join(hashes)} ", 1)
     html = html.replace("<title>", f"<script>{EARLY}</script><title>", 1)
@@ -457,7 +457,7 @@ def test_renders_in_a_browser(browser, reports, kind, width, dark, tmp_path):
 
 
 def test_the_page_as_written_is_painted(browser, reports, tmp_path):
-    """No probe: a screenshot of the very file has all colours of its markers."""
+    """Without a probe, a screenshot of the file itself has all colours of its markers."""
     from PIL import Image
 
     shot = tmp_path / "shot.png"

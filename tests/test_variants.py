@@ -1,4 +1,4 @@
-"""Every data file in every form it may come in: the same codes where the information is the same, else a refusal."""
+"""Every data file in every form it may have: equal information gives the same codes, anything else an error."""
 
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def tables(ref_dir):
-    """The table of aliases for all of this file: names are made from it, and it tells the depth."""
+    """The table of aliases for all tests of this file: names are made from it, and depth depends on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RVQA_REF_DIR", str(ref_dir))
         yield
@@ -35,12 +35,12 @@ def tables(ref_dir):
 
 @pytest.fixture(scope="module")
 def cells(read, data_file, pbmc_tokenizer, tables) -> AnnData:
-    """Some 80 cells of a data file, evenly spaced, with the genes that they have and a tenth of the others.
+    """Some 80 evenly spaced cells of a data file, with the genes that they have and a tenth of the others.
 
-    Not to be changed.
+    Tests must not change them.
 
-    Without the few genes whose name is an alias of a gene of the model's axis, and the name of one that the fit knows
-    beside it: renamed after one of the two, they are another gene.
+    A few genes are left out: their name is an alias of an axis gene and also the name of another gene of the fit. If
+    such a gene is renamed after one of the two, it becomes another gene.
     """
     adata = read(data_file)
     axis, known = pbmc_tokenizer.axis, pbmc_tokenizer.shares.axis
@@ -76,13 +76,13 @@ def unsorted(x: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def in_two_parts(x: sp.csr_matrix) -> sp.csr_matrix:
-    """Every count as two entries, one of which may be a stored zero."""
+    """Return every count as two entries, one of which may be a stored zero."""
     data = np.stack([np.floor(x.data / 3), x.data - np.floor(x.data / 3)], axis=1).ravel()
     return sp.csr_matrix((data, np.repeat(x.indices, 2), x.indptr * 2), shape=x.shape)
 
 
 def with_zeros(x: sp.csr_matrix) -> sp.csr_matrix:
-    """Every tenth count that is not there, stored as 0."""
+    """Return the matrix with every tenth absent count stored as 0."""
     extra = sp.csr_matrix((np.arange(x.shape[0] * x.shape[1]) % 10 == 0).reshape(x.shape))
     stored = (x + extra).tocsr()
     stored.data = np.asarray(x[stored.nonzero()]).ravel()
@@ -172,11 +172,11 @@ def test_backed(cells, codes, pbmc_tokenizer, tmp_path, form):
     backed.file.close()
 
 
-# Names. What the model knows no name of goes by one that nobody knows, so that depth stays as it is.
+# Names. A gene that the model does not have gets an unknown name, so that depth does not change.
 
 
 def old_names(table: AliasTable, axis: GeneAxis) -> dict[int, str]:
-    """A previous symbol or alias for axis genes, where one stands for that gene alone."""
+    """Return a previous symbol or alias for axis genes that have one of their own."""
     genes = table.genes(axis.symbols, axis.ensembl_ids)
     rows, times = np.unique(genes[genes >= 0], return_counts=True)
     once = set(rows[times == 1].tolist())
@@ -187,15 +187,15 @@ def old_names(table: AliasTable, axis: GeneAxis) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def names(cells, pbmc_tokenizer, ref_dir) -> dict[str, list[str]]:
-    """Lists of names that all say the same."""
-    axis = pbmc_tokenizer.shares.axis  # all genes that the fit knows: those beside the model's axis tell the depth
+    """Return lists of names that all denote the same genes."""
+    axis = pbmc_tokenizer.shares.axis  # all genes of the fit, because those outside the model's axis affect the depth
     found = match_columns(cells.var, axis)
     symbols = [axis.symbols[at] if at >= 0 else f"unknown{i}" for i, at in enumerate(found)]
     ids = [axis.ensembl_ids[at] if at >= 0 else "" for at in found]
     ids = [name or symbol for name, symbol in zip(ids, symbols, strict=True)]
     versions = [f"{name}.{i % 20}" if name.startswith("ENSG") else name for i, name in enumerate(ids)]
     old = old_names(alias_table(ref_dir), axis)
-    # An axis gene that one column names exactly takes no other column by an alias.
+    # If one column names an axis gene exactly, no other column joins it by an alias.
     times = np.bincount(found[found >= 0], minlength=len(axis))
     aliases = [
         old.get(at, symbol) if at >= 0 and times[at] == 1 else symbol
@@ -250,7 +250,7 @@ def test_genes_that_do_not_matter(cells, codes, pbmc_tokenizer, names):
     np.testing.assert_array_equal(codes_of(more, pbmc_tokenizer), codes)
 
 
-# Counts that were normalised and brought back.
+# Counts that were normalised and recovered.
 
 
 @pytest.mark.parametrize("target", [1e4, None])
@@ -272,7 +272,7 @@ def test_recovered(cells, codes, pbmc_tokenizer, target):
         np.testing.assert_array_equal(found, codes[enough])
 
 
-# What must be refused.
+# Input that must be rejected.
 
 
 def zscored(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The only file that knows DeepSpeed: one optimiser step, and nothing about what is learned.
 
-Works in one process as it is, and in several when launched by torchrun. On a machine without a GPU DeepSpeed runs on
-its CPU accelerator with gloo and torch's AdamW, and no operator is compiled.
+It works in one process, and in several when torchrun starts them. On a machine without a GPU, DeepSpeed runs on its
+CPU accelerator with gloo and torch's AdamW, and compiles no operator.
 """
 
 import math
@@ -23,10 +23,10 @@ class OptimiserSettings:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
-    """Share of all steps."""
+    """Length of the warm-up, as a share of all steps."""
     gradient_clipping: float = 1.0
     zero_stage: int = 0
-    """ZeRO stage 0, 1 or 2; 0 where one process holds everything."""
+    """ZeRO stage 0, 1 or 2. At stage 0 each process holds everything."""
 
 
 class Engine:
@@ -35,13 +35,13 @@ class Engine:
     Parameters
     ----------
     model
-        Trained in place, in its own precision.
+        Model to train in place, in its own precision.
     settings
-        See `OptimiserSettings`.
+        Settings of the optimiser; see `OptimiserSettings`.
     total_steps
-        Length of the schedule.
+        Length of the schedule, in steps.
     batch_size
-        Rows of one step on this process.
+        Rows of one step in this process.
 
     Raises
     ------
@@ -113,6 +113,6 @@ def _start_process_group(deepspeed: Any) -> None:
     backend = "nccl" if on_gpu else "gloo"
     begin_alone(backend)
     if not on_gpu:
-        # DeepSpeed would probe the compiler now and build a shared-memory collective; gloo does without it.
+        # DeepSpeed would probe the compiler now and build a shared-memory collective, which gloo does not need.
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

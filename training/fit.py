@@ -38,7 +38,7 @@ class FitSettings:
 
 
 def settings_for(seed: int, *, steps: int | None = None) -> FitSettings:
-    """Default settings with one seed for every part, and another number of language model steps if given."""
+    """Default settings with one seed for every part, and the given number of language model steps, if any."""
     language = LanguageSettings() if steps is None else LanguageSettings(steps=steps)
     return FitSettings(tokenizer=TokenizerSettings(seed=seed), language=language, seed=seed)
 
@@ -55,24 +55,24 @@ def fit(
     Parameters
     ----------
     references
-        Files read by `read_reference`, of different gene panels if need be; at least one with labels.
+        Files read by `read_reference`; their gene panels may differ. At least one has labels.
     base
-        Pretrained language model to continue from (see `rvqa.training.language.backbone`); None trains the small one
-        from scratch.
+        Pretrained language model to continue from (see `rvqa.training.language.backbone`). Defaults to None, which
+        trains the small one from scratch.
     settings
-        See `FitSettings`. The same settings, cells and machine give the same model.
+        Settings of the fit; see `FitSettings`. The same settings, cells and machine give the same model.
     progress
-        Show progress bars.
+        Whether to show progress bars. Defaults to True.
 
     Returns
     -------
     Model
-        In evaluation mode; `save_pretrained` writes it.
+        The model in evaluation mode; `save_pretrained` writes it.
 
     Raises
     ------
     rvqa.errors.InputError
-        No reference, no labels, or a base that cannot be opened.
+        There is no reference or no label, or `base` cannot be opened.
 
     Examples
     --------
@@ -84,9 +84,9 @@ def fit(
     if not labels:
         raise InputError("No reference has labels. Name the column of obs with cell types: labels='cell_type'.")
     if len(labels) == 1:
-        warnings.warn(f"There is one label, {labels[0]!r}: every cell will be called that.", InputWarning, stacklevel=2)
+        warnings.warn(f"There is one label, {labels[0]!r}: every cell will get it.", InputWarning, stacklevel=2)
     _require_partners(references, perturbations)
-    pretrained = None if base is None else open_base(base)  # before minutes are spent
+    pretrained = None if base is None else open_base(base)  # first, so that an error comes before the long fit
     aside_N = set_aside(np.concatenate([each.label_N for each in references]), seed=settings.seed)
     asides = np.split(aside_N, np.cumsum([len(each) for each in references])[:-1])
     hidden = [
@@ -153,9 +153,9 @@ def fit_files(
     settings: FitSettings | None = None,
     progress: bool = True,
 ) -> Model:
-    """`fit` for AnnData objects that share the names of their columns; arguments as for `read_reference` and `fit`.
+    """Run `fit` on AnnData objects with the same column names; arguments are as for `read_reference` and `fit`.
 
-    `layer` may be a sequence: the one of each file.
+    `layer` may be a sequence with one layer for each file.
     """
     if condition is not None and not any(condition in adata.obs for adata in files):
         known = sorted({str(key) for adata in files for key in adata.obs})

@@ -14,7 +14,7 @@ from rvqa.data.reading import Reading
 from rvqa.errors import InputError, InputWarning, about, nearest, quoted
 
 ONTOLOGY_COLUMN = "cell_type_ontology_term_id"
-"""Where CELLxGENE keeps Cell Ontology ids; taken over into the model when it is there."""
+"""Column of obs where CELLxGENE keeps Cell Ontology ids; the model takes them over if it exists."""
 
 
 def read_reference(
@@ -26,26 +26,26 @@ def read_reference(
     control: str | Sequence[str] | None = None,
     reading: Reading | None = None,
 ) -> Cells:
-    """Check one labelled AnnData and take from it what training needs.
+    """Check one labelled AnnData and read what training needs.
 
     Parameters
     ----------
     adata
         Raw counts, cells by genes.
     name
-        Used in messages.
+        Name of the file in messages.
     labels
-        Column of `adata.obs` with cell types; missing, "" and "unlabeled" are unlabelled cells.
+        Column of `adata.obs` with cell types. A cell with a missing value, "" or "unlabeled" is unlabelled.
     condition, control
-        Column of `adata.obs` with perturbations, and its value or values for control cells. Without a column, or where
-        it is absent from this file, all cells are control cells; a cell without a value is neither.
+        Column of `adata.obs` with perturbations, and its value or values for control cells. If no column is named, or
+        this file lacks it, all cells are control cells. A cell without a value is neither control nor perturbed.
     reading
-        Layer, column of totals, whether to recover counts. Defaults to raw counts in `X`.
+        Layer, column of totals, and whether to recover counts. Defaults to raw counts in `X`.
 
     Raises
     ------
     rvqa.errors.InputError
-        No raw counts, empty cells, an unknown column, or no cell with the control value.
+        The file has no raw counts, has empty cells, lacks a named column, or has no cell with the control value.
     """
     with about(name):
         return _read(adata, name, labels, condition, control, reading)

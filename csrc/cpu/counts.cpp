@@ -13,7 +13,7 @@ namespace {
 constexpr double MOST = 0x1p24;   // float32 holds every whole number up to here
 constexpr int64_t GRAIN = 1024;   // rows of one part
 
-// No branch, so that the loop is done with vectors.
+// There is no branch, so that the compiler can vectorise the loop.
 template <class Count>
 bool whole(Count value) {
     if constexpr (std::is_unsigned_v<Count>) {
@@ -21,7 +21,7 @@ bool whole(Count value) {
     } else if constexpr (std::is_integral_v<Count>) {
         return (value >= 0) & (value <= Count(MOST));
     } else {
-        // Adding and subtracting 2^(digits) rounds to a whole number everything below it; nothing above has a fraction.
+        // Adding and subtracting 2^(digits) rounds any number below it to a whole one; numbers above have no fraction.
         constexpr Count big = std::is_same_v<Count, float> ? Count(0x1p23) : Count(0x1p52);
         return (value >= 0) & (value <= Count(MOST)) & (((value + big) - big == value) | (value >= big));
     }
@@ -43,7 +43,7 @@ int64_t total_rows(const Sparse<Index, Count>& rows, const uint8_t* known, int64
         for (int64_t e = 0; e < stored; ++e) outside += none | (Unsigned(indices[e]) > last);  // negative ones are large
         wrong += bad + outside;
         // Whole numbers up to 2^24, at most 2^29 of them: exact in 53 bits, in any order.
-        // Eight sums, so that no addition waits for the one before.
+        // There are eight sums, so that no addition waits for the one before.
         double part[8] = {}, sum = 0;
         int64_t e = 0;
         if (!known) {

@@ -1,8 +1,8 @@
-// What exactness rests on: the default floating-point environment, and sums without rounding.
+// Exactness depends on two things here: the default floating-point environment, and sums without rounding.
 //
 // ExactSum holds a sum of doubles as an expansion: non-overlapping parts of increasing magnitude whose exact sum is the
 // exact sum of what was added (Shewchuk, Discrete & Computational Geometry 1997; the algorithm behind Python's fsum).
-// Valid while no intermediate sum overflows.
+// It is valid while no intermediate sum overflows.
 #pragma once
 
 #include <cfenv>
@@ -20,7 +20,7 @@ namespace rvqa {
 
 static_assert(FLT_EVAL_METHOD == 0, "float and double operations must round to their own type");
 
-// Round to nearest and gradual underflow for the current thread, whatever the host program has set.
+// Sets round to nearest and gradual underflow for the current thread, whatever the host program has set.
 class DefaultFloatEnvironment {
   public:
     DefaultFloatEnvironment() {
@@ -52,7 +52,7 @@ class ExactSum {
         if (value != 0) parts_.push_back(value);
     }
 
-    // -1, 0 or 1: the largest part outweighs the others together.
+    // -1, 0 or 1. The largest part decides, because it outweighs all others together.
     int sign() const { return parts_.empty() ? 0 : (parts_.back() < 0 ? -1 : 1); }
 
     // The sum rounded once to double, to nearest, ties to even.
@@ -66,7 +66,7 @@ class ExactSum {
             low = part - (sum - high);
             high = sum;
         }
-        // low is half an ulp and more of its sign follows: the tie was broken the wrong way.
+        // low is half an ulp, and a smaller part has its sign: the tie was broken the wrong way.
         if (i > 0 && ((low < 0 && parts_[i - 1] < 0) || (low > 0 && parts_[i - 1] > 0))) {
             const double twice = low * 2, next = high + twice;
             if (twice == next - high) high = next;

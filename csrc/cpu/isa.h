@@ -1,4 +1,4 @@
-// The hot loops, compiled once for every instruction set (avx512.cpp, avx2.cpp, portable.cpp), picked when first used.
+// The hot loops, compiled once for each instruction set (avx512.cpp, avx2.cpp, portable.cpp). First use picks a set.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 namespace rvqa {
 
 constexpr int ROWS = 12;  // rows of x that are scored together
-constexpr int64_t GENES = 64;  // of a word: a bit for each gene that a cell has
+constexpr int64_t GENES = 64;  // in a word, which has a bit for each gene of a cell
 
-// Decides between codewords that the fast path could not tell apart. Called seldom.
+// Decides between codewords that the fast path could not tell apart. It is called rarely.
 class Judge {
   public:
     // Code of the tile's row at level m; only codewords k with not (s[k] > limit) can win.
@@ -20,19 +20,19 @@ class Judge {
     ~Judge() = default;
 };
 
-// What `place` found in a row: values placed, entries left to the caller, and whether all columns and counts are such.
+// Result of `place`: values placed, entries left to the caller, and whether all columns and counts are valid.
 struct Placed {
     int64_t kept, rare;
     bool valid;
 };
 
-// A row's stored entries: for each that is on the axis and above 0, dense[gene] = logs[count] if the count is whole and
-// below 64, else its gene and its number go to rare_column and rare_entry (room for 16 more). logs null: all are rare.
-// column_map[columns] or null as in project.h. Nothing outside the arrays is touched where columns are out of range.
+// A row's stored entries. For each that is on the axis and above 0, dense[gene] = logs[count] if the count is whole and
+// below 64; otherwise its gene and number go to rare_column and rare_entry (room for 16 more). logs null: all are.
+// column_map[columns] or null as in project.h. Columns out of range cause no access outside the arrays.
 using Place = Placed (*)(const void* indices, const void* data, int64_t stored, const int32_t* column_map,
                          int64_t columns, const float* logs, float* dense, int32_t* rare_column, int64_t* rare_entry);
 
-// Memory to fetch while there is something else to do.
+// Memory to prefetch while the kernel computes.
 struct Soon {
     const char* data;
     int64_t rows, stride, bytes;  // of a row: bytes to the next, bytes wanted
@@ -47,7 +47,7 @@ struct Kernels {
     void (*encode_tile)(const Tables& t, float* r, int64_t stride, const float* squares, int rows, int64_t levels,
                         float* s, Judge& judge, uint8_t* codes, const Soon& soon);
 
-    // Squared length of a row padded with zeros, summed in any order.
+    // Squared length of a row padded with zeros; the order of the sum may be any.
     float (*square)(const float* r, int64_t padded);
 
     // s[ROWS, PANEL]: scores of a tile of rows for panel p of level 0.
@@ -68,7 +68,7 @@ struct Kernels {
     // bytes of one value of `width` (2 or 4) bytes, given twice in `value` where it has 2; past the caches if streamed.
     void (*fill)(char* at, int64_t bytes, int64_t width, uint32_t value, bool streamed);
 
-    // Sum of counts; true where it is exact, false where it may not be (or is not finite).
+    // Sum of counts. Returns true if it is exact, false if it may not be (or is not finite).
     bool (*whole_sum)(const float* counts, int64_t n, double* sum);
 
     // out[i] = float32(log1p(counts[i] * scale)).
@@ -86,15 +86,15 @@ struct Kernels {
     void (*project_word)(const uint64_t* masks, const float** values, int64_t cells, const float* w, int64_t H,
                          float* hidden);
 
-    // Floors that benches measure; see kernels.inl.
+    // Only benches call these, to measure what the machine can do at best; see kernels.inl.
     int lanes;
     float (*multiply_add)(int64_t rounds);
     void (*gather_multiply_add)(const int64_t* indptr, const int32_t* indices, const float* values, const float* w,
                                 int64_t N, int64_t H, float* out);
 };
 
-// The set in use: RVQA_ISA (avx512, avx2 or portable) if it is set, else the best this CPU has.
-// Throws std::invalid_argument where RVQA_ISA asks for what is not there.
+// The set in use: the one in RVQA_ISA (avx512, avx2 or portable), else the best that this CPU has.
+// Throws std::invalid_argument if RVQA_ISA names a set that this build or CPU does not have.
 const Kernels& kernels();
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -1,6 +1,6 @@
-// The hot loops for one instruction set. Included by avx512.cpp, avx2.cpp and portable.cpp, each in a namespace of its
-// own, after simd.h. Nothing of the standard library is used here: an instance of a template compiled for AVX-512 could
-// otherwise be the one that the linker keeps for all.
+// The hot loops for one instruction set. avx512.cpp, avx2.cpp and portable.cpp each include it after simd.h, in their
+// own namespace. It uses nothing of the standard library: the linker keeps one instance of a template for all files,
+// which could be the one compiled for AVX-512.
 
 constexpr int W = Vec::LANES;
 constexpr int GROUP = W == 16 ? ROWS : 6;  // rows whose sums stay in registers, two vectors each
@@ -117,7 +117,7 @@ void encode_tile(const Tables& t, float* r, int64_t stride, const float* squares
             const Vec tau = all(bound.per_rho) * load(rho + i) + (all(bound.per_nu) * nu + all(bound.constant));
             const Vec top = at + tau;
             store(limit + i, where_below(all(bound.nu_max), nu, all(INFINITY), top));
-            // What the next level needs: |r - c|^2 <= |r|^2 + s + E, and one rounding of the new residual.
+            // The next level needs this bound: |r - c|^2 <= |r|^2 + s + E, and one rounding of the new residual.
             const Vec next = (load(square_of + i) + top + tau) * all(1 + 0x1p-20f) + all(TINY);
             store(square_of + i, next);
             store(rho + i, load(rho + i) + all(0x1.01p-24f) * (root(next) * all(1 + 0x1p-20f)));
@@ -245,7 +245,7 @@ void fill(char* at, int64_t bytes, int64_t width, uint32_t value, bool streamed)
         fence();
     } else {
 #if defined(__x86_64__) && defined(__GNUC__)
-        // Whole cache lines without reading them first, which vector stores do: up to a third faster.
+        // This writes whole cache lines without reading them first, as vector stores do: up to a third faster.
         int64_t left = (end - at) / 4;
         asm volatile("rep stosl" : "+D"(at), "+c"(left) : "a"(value) : "memory");
 #else
@@ -257,9 +257,9 @@ void fill(char* at, int64_t bytes, int64_t width, uint32_t value, bool streamed)
 
 #include "cpu/project.inl"
 
-// ---- floors that benches measure: nothing else calls these -------------------------------------------------------
+// ---- only benches call these, to measure what the machine can do at best -------------------------------------------
 
-// Fused (where there is such an instruction) multiply-adds in registers: 2 * 16 * W * rounds operations.
+// Multiply-adds in registers, fused where the instruction exists: 2 * 16 * W * rounds operations.
 float multiply_add(int64_t rounds) {
     Vec sum[16];
     for (int i = 0; i < 16; ++i) sum[i] = all(float(i));

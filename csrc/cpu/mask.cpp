@@ -10,9 +10,9 @@
 namespace rvqa {
 namespace {
 
-constexpr int64_t PIECE = 1 << 18;   // bytes of logits that are one part for a thread
-constexpr int64_t SHARE = 1 << 22;   // bytes to write for which a second thread is worth waking
-constexpr int64_t STREAM = 1 << 26;  // bytes to write that go past the caches: they would not stay there
+constexpr int64_t PIECE = 1 << 18;   // bytes of logits in one part of the work
+constexpr int64_t SHARE = 1 << 22;   // bytes to write above which it pays to wake a second thread
+constexpr int64_t STREAM = 1 << 26;  // bytes to write above which stores bypass the caches, which could not hold them
 
 struct Span {
     int64_t lo, hi;

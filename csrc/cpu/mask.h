@@ -1,4 +1,4 @@
-// Logits of ids that a row may not write, set to minus infinity in place.
+// Sets the logits of ids that a row may not write to minus infinity, in place.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,10 @@ struct Logits {
     Real dtype;
 };
 
-// Row b follows windows[states[b]], three numbers (lo, hi, inside): only ids in [lo, hi) stay where inside is not 0, all
-// others where it is. A state of -1 leaves its row. What stays is not touched, nor is anything outside of [0, V).
-// Throws std::invalid_argument where the three share memory.
-// Returns the number of states outside of -1 .. S - 1, and writes nothing where there are any.
+// Row b follows windows[states[b]], three numbers (lo, hi, inside). If inside is not 0, only ids in [lo, hi) stay; if
+// it is 0, only the others. A state of -1 leaves its row as it is. Nothing else is written.
+// Throws std::invalid_argument if the three share memory.
+// Returns the number of states outside -1 .. S - 1, and writes nothing if there are any.
 template <class State>
 int64_t apply_span_mask(const Logits& logits, const State* states, const int64_t* windows, int64_t S, int threads);
 

@@ -1,4 +1,4 @@
-// Do two pieces of memory have a byte in common? What a kernel checked must not change while it writes.
+// Whether two pieces of memory overlap. Input that a kernel has checked must not change while it writes.
 #pragma once
 
 #include <cstdint>

@@ -37,7 +37,7 @@ struct Job {
 
 class Pool {
   public:
-    // False where another thread's job runs.
+    // Returns false if another thread's job runs.
     bool run(Job& job, int helpers) {
         const std::unique_lock<std::mutex> alone(busy_, std::try_to_lock);
         if (!alone.owns_lock()) return false;
@@ -50,7 +50,7 @@ class Pool {
         wake_.notify_all();
         job.help();
         std::unique_lock<std::mutex> lock(mutex_);
-        tickets_ = 0;  // whoever has not begun by now need not
+        tickets_ = 0;  // threads that have not begun need not start
         done_.wait(lock, [&] { return active_ == 0; });
         return true;
     }
@@ -72,20 +72,20 @@ class Pool {
 
     std::mutex busy_;   // held by the caller whose job runs; guards started_
     int started_ = 0;
-    std::mutex mutex_;  // guards what follows
+    std::mutex mutex_;  // guards the members below
     std::condition_variable wake_, done_;
     Job* job_ = nullptr;
     int tickets_ = 0, active_ = 0;
 };
 
-// Never freed: its threads wait in it until the process ends.
+// The pool is never freed, because its threads wait in it until the process ends.
 std::atomic<Pool*> current{nullptr};
 
 Pool& pool() {
     Pool* here = current.load();
     if (here) return *here;
 #if defined(__unix__) || defined(__APPLE__)
-    // A forked child has none of the threads: it starts with a new pool.
+    // A forked child has none of the threads, so it starts with a new pool.
     static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
     (void)registered;
 #endif

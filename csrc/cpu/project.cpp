@@ -1,6 +1,6 @@
-// Blocks of cells. A cell's values are first put where their genes are in a dense row, then collected in the order of
-// genes (so the file's order costs nothing), with a bit for each gene in words of 64. The product takes one word of genes
-// at a time: its rows of W stay in the first cache for all cells of the block, and a cell's hidden units in registers.
+// Cells are projected in blocks. A cell's values are first scattered into a dense row by gene, then collected in the
+// order of genes, so the file's order costs nothing. Words have a bit for each of 64 genes. The product takes a word
+// at a time: its rows of W stay in the first cache for all cells of the block, a cell's hidden units in registers.
 
 #include "cpu/project.h"
 
@@ -19,9 +19,9 @@
 namespace rvqa {
 namespace {
 
-constexpr int64_t CELLS = 256;               // of a block at most: their hidden units stay in the second cache
-constexpr int64_t WORDS = int64_t(1) << 19;  // of a block: 4 MB of masks, unless 16 cells have more
-constexpr int64_t ENTRIES = int64_t(1) << 22;  // of a block, unless one row has more
+constexpr int64_t CELLS = 256;               // at most in a block: their hidden units stay in the second cache
+constexpr int64_t WORDS = int64_t(1) << 19;  // in a block: 4 MB of masks, unless 16 cells have more
+constexpr int64_t ENTRIES = int64_t(1) << 22;  // in a block, unless one row has more
 constexpr int TABLE = 64;                    // counts below this share one log1p a cell: see Place
 
 template <class Count>
@@ -34,7 +34,7 @@ bool is_count(Count count) {
         return count >= 0 && double(count) <= 0x1p53;
 }
 
-// Correctly rounded sum: plain while all counts are whole and their sum is exact, an expansion otherwise.
+// Correctly rounded sum: a plain one if all counts are whole and their sum is exact, otherwise an expansion.
 template <class Count>
 double total(const Count* data, int64_t n, const Kernels& isa, ExactSum& exact) {
     double sum = 0;
@@ -80,7 +80,7 @@ struct Scratch {
     }
 };
 
-// Row n by itself, entries of the same gene added up first: the definition as it stands.
+// Projects row n by the plain definition: entries of the same gene are summed first.
 template <class Index, class Count>
 void project_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t n, double scale, const Kernels& isa,
                  ExactSum& exact, float* hidden) {
@@ -119,14 +119,14 @@ Place place_of(const Kernels& isa) {
     return isa.place[index][count];
 }
 
-// Puts the values of row n where their genes are in `dense`. Returns how many there are (more than places if a gene is
-// stored twice). Sets `invalid` for a column that does not exist or a count that is none.
+// Scatters the values of row n into `dense` by gene. Returns their number, more than distinct genes if one is stored
+// twice. Sets `invalid` for a column that does not exist or a value that is not a count.
 template <class Index, class Count>
 int64_t place_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t n, double scale, const Kernels& isa,
                   Scratch& own, bool& invalid) {
     const int64_t begin = rows.indptr[n], stored = rows.indptr[n + 1] - begin;
     const Count* data = rows.data + begin;
-    // log1p once for each small count; what is no such count waits for its own.
+    // log1p is computed once for each small count; other counts get their own below.
     float logs[TABLE];
     if (stored >= TABLE) isa.log1p_scaled(own.small.data(), TABLE, scale, logs);
     const Placed placed =
@@ -140,7 +140,7 @@ int64_t place_row(const Sparse<Index, Count>& rows, const Projection& p, int64_t
     return placed.kept;
 }
 
-// Rows [first, last), at most CELLS; false where they are not valid.
+// Projects rows [first, last), at most CELLS. Returns false if they are not valid.
 template <class Index, class Count>
 bool project_block(const Sparse<Index, Count>& rows, const Projection& p, int64_t first, int64_t last,
                    const Kernels& isa, Scratch& own, float* hidden) {
@@ -197,7 +197,7 @@ bool csr_project(const Sparse<Index, Count>& rows, const Projection& p, int thre
         for (int64_t i = 0; i < p.columns; ++i)
             if (p.column_map[i] < -1 || p.column_map[i] >= p.G) return false;
     std::atomic<bool> valid{true};
-    // Parts of one block each, but several for a thread that has them all.
+    // A part is one block, but a single thread takes several at once.
     const int64_t cells = std::clamp<int64_t>(WORDS / std::max<int64_t>(1, (p.G + GENES - 1) / GENES), 16, CELLS);
     const int64_t grain = std::max<int64_t>(1, std::min(cells, (rows.N + threads - 1) / threads));
     parallel(rows.N, grain, threads, [&](int64_t begin, int64_t end) {

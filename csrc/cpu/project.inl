@@ -1,6 +1,6 @@
 // The hot loops of project.cpp for one instruction set; a part of kernels.inl.
 
-// Sum of counts where it is surely exact: all whole, and few enough for float32 in every lane. False otherwise.
+// Sum of counts if it is surely exact: all are whole and few enough for float32 in every lane. Else returns false.
 bool whole_sum(const float* counts, int64_t n, double* sum) {
     const Vec magic = all(0x1p23f);  // (count + 2^23) - 2^23 is count only if count is whole
     Vec part = all(0.0f), high = all(0.0f), low = all(0.0f);
@@ -29,8 +29,8 @@ bool whole_sum(const float* counts, int64_t n, double* sum) {
     return exact;
 }
 
-// log(1 + count * scale): the operations of `log1p` in kernels/reference.py in their order, written without branches so
-// that the compiler can take several at a time.
+// log(1 + count * scale) by the operations of `log1p` in kernels/reference.py, in their order. There are no branches,
+// so that the compiler can vectorise it.
 void log1p_scaled(const double* counts, int64_t n, double scale, float* out) {
     constexpr double LN2_HI = 0x1.62e42feep-1;  // leading 32 bits of ln 2: exact times any exponent
     constexpr double LN2_LO = 0x1.a39ef35793c76p-33;
@@ -40,7 +40,7 @@ void log1p_scaled(const double* counts, int64_t n, double scale, float* out) {
         __builtin_memcpy(&bits, &w, 8);
         // w = 2^exponent * mantissa with mantissa in [sqrt(1/2), sqrt(2))
         constexpr uint64_t HALF_ROOT = 0x3FE6A09E667F3BCD, FRACTION = 0x000FFFFFFFFFFFFF;
-        const uint64_t shifted = bits - HALF_ROOT;  // wraps for what is not a number; its row is rejected
+        const uint64_t shifted = bits - HALF_ROOT;  // wraps for NaN, whose row is rejected
         const int64_t exponent = int64_t(shifted) >> 52;
         const uint64_t moved = (shifted & FRACTION) + HALF_ROOT;
         double mantissa;
@@ -58,7 +58,7 @@ void log1p_scaled(const double* counts, int64_t n, double scale, float* out) {
 
 #if defined(RVQA_AVX512)
 
-// Sixteen counts: which are counts at all, which are above 0, and which are whole and below 64.
+// Sixteen values: which are valid counts, which are above 0, and which are whole and below 64.
 struct Counts {
     __m512i whole;
     __mmask16 valid, positive, small;
@@ -178,7 +178,7 @@ Placed place(const void* given_indices, const void* given_data, int64_t stored, 
     const float none = 0;
     const float* table = logs ? logs : &none;
     Placed placed = {0, 0, true};
-    for (int64_t e = 0; e < stored; ++e) {  // no branch: which genes are on the axis has no pattern
+    for (int64_t e = 0; e < stored; ++e) {  // no branch, because it could not be predicted which genes are on the axis
         const uint64_t given = uint64_t(int64_t(indices[e])), safe = given < uint64_t(columns) ? given : 0;
         const Count count = data[e];
         placed.valid &= (given == safe) & is_count(count);
@@ -227,8 +227,8 @@ int64_t collect(float* dense, int64_t words, uint64_t* masks, int64_t stride, fl
     return n;
 }
 
-// VECTORS * W hidden units of all cells: those of a cell stay in registers while its genes of the word go by, and the
-// word's part of w in the nearest caches while the cells go by.
+// Computes VECTORS * W hidden units of all cells. Those of a cell stay in registers over its genes of the word, and the
+// word's part of w stays in the nearest caches over all cells.
 template <int VECTORS>
 inline void project_part(const uint64_t* masks, const float* const* values, int64_t cells, const float* w, int64_t H,
                          float* hidden) {

@@ -1,6 +1,6 @@
-// Three rungs decide every code. Float32 scores propose (kernels.inl); a rigorous bound on their error leaves the set S
-// of codewords that may still win, nearly always one. Otherwise float64 differences settle the pairs in S, and where
-// those are too close, the exact sign of a sum of float32 products.
+// Three rungs decide every code. Float32 scores propose a code (kernels.inl), and a rigorous bound on their error
+// leaves the set S of codewords that may still win, nearly always one. If S has more, float64 differences settle its
+// pairs; if these are too close, the exact sign of a sum of float32 products does.
 
 #include "cpu/quantize.h"
 
@@ -78,12 +78,12 @@ class Floats {
     float* data_;
 };
 
-// One row between levels, for rungs 2 and 3: compares codewords of level m by their exact distance to the residual.
+// One row at a level, for rungs 2 and 3: it compares codewords of level m by their exact distance to the residual.
 class Contest {
   public:
     explicit Contest(const Tables& tables) : t_(tables), x_(tables.D), r_(tables.D) {}
 
-    // Row n of x, whose codes of the levels before m are known.
+    // Takes row n of x, whose codes of the levels before m are known.
     void enter(const Rows& x, int64_t n, const uint8_t* codes, int64_t m) {
         m_ = m;
         codes_ = codes;
@@ -109,7 +109,7 @@ class Contest {
             Delta += d * ((double(ck[i]) + double(ca[i])) - 2 * r_[i]);
             d_squared += d * d;
         }
-        if (d_squared == 0 || !std::isfinite(Delta)) return false;  // not finite: tables that are not of `prepare`
+        if (d_squared == 0 || !std::isfinite(Delta)) return false;  // not finite: tables that `prepare` did not make
         const double lengths = t_.norm[m_ * t_.K + k] + t_.norm[m_ * t_.K + a] + 2 * reach_;
         const double bound = 1.0001 * (double(D) + double(m_) + 6) * V * std::sqrt(d_squared) * lengths;
         if (std::fabs(Delta) > bound) return Delta < 0;
@@ -155,7 +155,7 @@ class TileJudge final : public Judge {
         int64_t best = -1;
         for (int64_t k = 0; k < t_.K; ++k)
             if (!(s[k] > limit) && (best < 0 || contest_.beats(k, best))) best = k;
-        return std::max<int64_t>(best, 0);  // -1 where tables are not of `prepare`
+        return std::max<int64_t>(best, 0);  // -1 only if `prepare` did not make the tables
     }
 
   private:
@@ -180,8 +180,8 @@ class Tally {
     NotFinite total_;
 };
 
-// Fills the tile at r with rows from `first` on, and their squared lengths. Rows that are not finite become zeros and are
-// told to `wrong`.
+// Fills the tile at r with rows from `first` on, and their squared lengths. Rows that are not finite become zeros, and
+// `wrong` lists them.
 template <class Wrong>
 void load_tile(const Kernels& isa, const Rows& x, const Tables& t, int64_t first, int rows, float* r, int64_t stride,
                float* squares, const Wrong& wrong) {
@@ -256,7 +256,7 @@ NotFinite nearest_codeword(const Rows& x, const Tables& t, int threads, int64_t*
             index[begin + i] = at[i];
             if (!(second[i] > limit[i])) open.push_back(i);
         }
-        // Contested rows again, twelve at a time, with every score that can still win.
+        // Contested rows are scored again, twelve at a time, to list every codeword that can still win.
         Contest contest(t);
         Floats s(ROWS * PANEL), again(ROWS * stride);
         for (std::size_t from = 0; from < open.size(); from += ROWS) {

@@ -1,7 +1,7 @@
 // One vector type, three instruction sets. A source file defines RVQA_AVX512, RVQA_AVX2 or nothing (any CPU: the
 // compiler's 16-byte vectors), sets the compiler's target, and includes this file inside its own namespace.
 //
-// fma() may or may not fuse: nothing whose bits are promised uses it. fused() rounds once, everywhere.
+// fma() may or may not fuse, so no result with promised bits uses it. fused() rounds once on every CPU.
 
 using Mask = uint32_t;
 
@@ -77,7 +77,7 @@ inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
-// An instruction on Arm; on an x86 without AVX2, which is older than 2013, the C library's function: right, and slow.
+// This is an instruction on Arm. An x86 without AVX2 (older than 2013) calls the C library: correct, but slow.
 inline Vec fused(Vec a, Vec b, Vec c) {
     for (int i = 0; i < 4; ++i) c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
     return c;

@@ -1,4 +1,4 @@
-// Rows of a CSR matrix as the kernels see them, and the dtypes that there are.
+// Rows of a CSR matrix as the kernels see them, and the dtypes that they support.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ struct Sparse {
     const Count* data;
     int64_t E, N;
 
-    // Whether row pointers neither decrease nor leave the entries, in rows of fewer than 2^31.
+    // Whether row pointers never decrease, stay within the entries and give rows of fewer than 2^31.
     bool is_within() const {
         if (indptr[0] < 0 || indptr[N] > E) return false;
         for (int64_t n = 0; n < N; ++n)
@@ -24,7 +24,7 @@ struct Sparse {
 
 }  // namespace rvqa
 
-// X(Index, Count) for every pair of dtypes that a kernel on rows is built for.
+// X(Index, Count) for every pair of dtypes that kernels on rows support.
 #define RVQA_EACH_COUNT(X, Index) \
     X(Index, float)               \
     X(Index, double)              \

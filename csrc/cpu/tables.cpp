@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint64_t MAGIC = 0x0001'5451'4156'5152;  // "RQVAQT", layout 1
 constexpr double SLACK = 1 + 0x1p-19;    // covers the float32 roundings of the bound itself
-constexpr double SAFE = 0x1p126;         // below this no float32 operation of the fast path overflows
+constexpr double SAFE = 0x1p126;         // no float32 operation of the fast path overflows below this
 constexpr std::size_t ALIGN = 64;
 
 struct Header {
@@ -52,7 +52,7 @@ float round_up(double value) {
     return double(rounded) < value ? std::nextafter(rounded, std::numeric_limits<float>::infinity()) : rounded;
 }
 
-// The first codeword equal to each by value (-0 equals 0): its index, which is its own where there is none before it.
+// For each codeword, the index of the first one of equal value (-0 equals 0); its own index if none comes before it.
 std::vector<int64_t> firsts(const float* codebook, int64_t K, int64_t D) {
     std::vector<float> values(codebook, codebook + K * D);
     for (float& value : values) value += 0.0f;  // -0 becomes 0

@@ -1,5 +1,5 @@
-// Logits of ids that a row may not write to -inf, in place. Floor: writes the row's ruled-out part once.
-// Tile: 4,096 ids of one row a block; 16 bytes a store where the row begins on 16 bytes.
+// Sets logits of ids that a row may not write to -inf, in place. Floor: one write of the row's ruled-out part.
+// Tile: a block takes 4,096 ids of one row; stores take 16 bytes if the row is aligned to 16 bytes.
 #include "cuda/device.h"
 
 namespace rvqa::cuda {

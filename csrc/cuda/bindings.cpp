@@ -1,5 +1,5 @@
-// Python's view of the CUDA kernels: addresses on the device, sizes and a stream. Its caller, kernels/cuda/backend.py,
-// passes valid contiguous memory that lives until the stream is done with it.
+// Python bindings of the CUDA kernels: addresses on the device, sizes and a stream. The caller,
+// kernels/cuda/backend.py, passes valid contiguous memory that lives until the stream has finished with it.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -83,7 +83,7 @@ void multiply_matrices(const uint16_t* a, const uint16_t* b, float* sum, int lan
 }  // namespace
 
 PYBIND11_MODULE(RVQA_MODULE, m) {
-    m.doc() = "CUDA kernels of rvqa; rvqa.kernels.ops is their door.";
+    m.doc() = "CUDA kernels of rvqa; use them through rvqa.kernels.ops.";
 #ifdef RVQA_EMULATE
     m.attr("EMULATED") = true;
     m.def("emulate", &emulation::configure, py::arg("order"), py::arg("seed"), py::arg("architecture"));

@@ -1,9 +1,9 @@
-// Exact codes of 16 rows by one warp: float16 products on tensor cores propose, a bound certifies (docs/exactness.md,
-// bound (5)), and what it leaves open the same warp settles in float64 differences and, where these cannot decide, exactly.
+// One warp finds exact codes of 16 rows. Float16 products on tensor cores propose a code, and a bound certifies it
+// (docs/exactness.md, bound (5)). The warp settles what is left open by float64 differences or, if need be, exactly.
 //
-// Floor: reads 4 D bytes a row and writes M; 512 D FLOP at M = 8, K = 32, on tensor cores.
-// Tile: 16 rows a warp, 32 codewords at a time; residuals stay in shared memory through all levels and are rounded to
-// float16 anew at each, so that the error follows them as they shrink. Two lanes share a row of residuals, without bank
+// Floor per row: 4 D bytes read and M written; 512 D FLOP at M = 8, K = 32, on tensor cores.
+// Tile: 16 rows a warp, 32 codewords at a time; residuals stay in shared memory through all levels. Each level rounds
+// them to float16 again, so that the error shrinks with them. Two lanes share a row of residuals, without bank
 // conflicts. Shared memory of a warp, D' = D rounded up to 16: 16 (D' + 2) x 4 + 16 (D' + 8) x 2 bytes, and
 // 16 (17 + M); codewords come from L1 and L2. Wider rows than fit are settled without a certificate.
 #pragma once
@@ -18,7 +18,7 @@ namespace rvqa::cuda {
 
 constexpr int ROWS = 16;
 constexpr int CHUNK = 32;      // codewords scored together
-constexpr int MOST_SHIFT = 100;  // rows and codebooks of other scales than 2^-100 to 2^100 are settled, not certified
+constexpr int MOST_SHIFT = 100;  // rows and codebooks of scales outside 2^-100 to 2^100 are settled, not certified
 
 __device__ inline float value_at(const Rows& x, int64_t n, int d) {
     const int64_t at = n * x.stride + d;
@@ -31,7 +31,7 @@ __device__ inline float value_at(const Rows& x, int64_t n, int d) {
     return value;
 }
 
-// What one warp knows of its rows, in shared memory.
+// State of the rows of one warp, in shared memory.
 struct Tile {
     float* left;      // [ROWS, padded + 2] residuals
     uint16_t* half;   // [ROWS, padded + 8] residuals times 2^shift in float16
@@ -60,13 +60,13 @@ struct Tile {
     }
 };
 
-// Width of rows in shared memory: D rounded up to 16, or 0 where that is too much.
+// Width of rows in shared memory: D rounded up to 16, or 0 if that does not fit.
 inline int width_of(int D, int M) {
     const int padded = (D + 15) / 16 * 16;
     return Tile::bytes(padded, M) <= MOST_SHARED ? padded : 0;
 }
 
-// Rows from `first` on; zeros in the place of those that are not finite.
+// Loads rows from `first` on; rows that are not finite become zeros.
 __device__ inline void load_rows(const Tile& tile, const Rows& x, int64_t first, int D, int lane) {
     for (int row = 0; row < ROWS; ++row) {
         const bool inside = first + row < x.N;
@@ -80,7 +80,7 @@ __device__ inline void load_rows(const Tile& tile, const Rows& x, int64_t first,
     __syncwarp();
 }
 
-// Takes the codewords just chosen from the residuals.
+// Subtracts the codewords just chosen from the residuals.
 __device__ inline void subtract(const Tile& tile, const Tables& t, int m, int lane) {
     const int row = lane / 2;
     const float* codeword = t.codebooks + (int64_t(m) * t.K + tile.codes[row * t.M + m]) * t.D;
@@ -88,7 +88,7 @@ __device__ inline void subtract(const Tile& tile, const Tables& t, int m, int la
     for (int d = lane % 2; d < t.D && tile.padded; d += 2) left[d] = left[d] - codeword[d];
 }
 
-// Residuals to float16 after a power of two that brings the largest value of each to [2^14, 2^15).
+// Rounds residuals to float16, each times a power of two that brings its largest value to [2^14, 2^15).
 __device__ inline void round_rows(const Tile& tile, int m, int lane) {
     const int row = lane / 2, part = lane % 2;
     const float growth = 1 + (float(tile.padded) + 8) * 0x1p-23f;
@@ -115,7 +115,7 @@ __device__ inline void round_rows(const Tile& tile, int m, int lane) {
     if (part == 0) {
         square = ldexpf(sqrtf(square) * growth + 0x1p-40f, -shift);
         missed = ldexpf(sqrtf(missed) * growth + 0x1p-40f, -shift);
-        // Of a residual that is not able its length is not known, nor the drift of later ones.
+        // If `able` is false, the length of the residual is unknown, and so is the drift of later ones.
         if (m > 0) tile.drift[row] += able ? 0x1p-24f * (1 + 0x1p-8f) * square : INFINITY;
         tile.shift[row] = shift;
         // An infinite bound certifies nothing.
@@ -222,8 +222,8 @@ class Contest {
     double reach_;
 };
 
-// Code of every row of the tile at level m; `code` gets that of row `lane` in lanes 0 to 15. Returns how many of the
-// rows were settled.
+// Finds the code of every row of the tile at level m; in lanes 0 to 15, `code` is that of row `lane`. Returns the
+// number of rows that were settled.
 __device__ inline int choose(const Tile& tile, const Rows& x, const Tables& t, int64_t first, int m, int lane, int& code) {
     const int group = lane / 4, pair = lane % 4 * 2, chunks = (t.K + CHUNK - 1) / CHUNK;
     const bool certify = tile.padded > 0;  // 0: rows too wide for shared memory
@@ -240,7 +240,7 @@ __device__ inline int choose(const Tile& tile, const Rows& x, const Tables& t, i
                     second[side] = best[side], best[side] = value;
                     at[side] = chunk * CHUNK + 8 * i + pair + j % 2;
                 } else if (!(value >= second[side])) {
-                    second[side] = value;  // NaN, too: it is above no limit
+                    second[side] = value;  // also NaN, which is above no limit
                 }
             }
     }
@@ -258,7 +258,7 @@ __device__ inline int choose(const Tile& tile, const Rows& x, const Tables& t, i
         const int row = group + 8 * side;
         const float* bound = t.bound + 3 * m;
         limit[side] = best[side] + (bound[0] * tile.length[row] + bound[1] * tile.lost[row] + bound[2]);
-        // Written so that NaN, and a NaN limit, leave the row open.
+        // The comparison leaves the row open if a score or the limit is NaN.
         open[side] = !(certify && second[side] > limit[side]) && first + row < x.N && !tile.wrong[row];
     }
     // Lanes 4 g hold rows g and g + 8: bit r of `left` says that row r is open.

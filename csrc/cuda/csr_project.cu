@@ -1,10 +1,10 @@
-// Rows of raw counts to the first hidden layer: size factor, log1p and a sum of rows of W, in the order that
-// docs/exactness.md fixes, so bits are the CPU's. Compiled without fused operations (-fmad=false) but for fmaf.
+// Rows of raw counts to the first hidden layer: size factor, log1p and a sum of rows of W. docs/exactness.md fixes the
+// order, so the bits equal the CPU's. Only fmaf is fused; the compiler fuses nothing else (-fmad=false).
 //
-// Floor: entries once, 6 to 8 bytes, and 4 H bytes of W for each, from L2 (W has 2 to 4 MB).
-// Tile: a row a block of 128 threads, TILE columns of the axis at a time: counts are scattered into shared memory, so
-// that columns come out in increasing order however the file stores them, and repeated ones add up; then each thread
-// adds the rows of W to its hidden units. Shared memory: TILE x 8 bytes for counts, TILE x 8 for the list of non-zeros.
+// Floor: one read of each entry, 6 to 8 bytes, and of 4 H bytes of W for each, from L2 (W has 2 to 4 MB).
+// Tile: a block of 128 threads takes a row, TILE columns of the axis at a time. Counts are scattered into shared
+// memory, so that columns come out in increasing order and repeated ones add up, however the file stores them. Then
+// each thread adds the rows of W to its hidden units. Shared memory: TILE x 8 bytes each for counts and non-zeros.
 #include "cuda/counts.h"
 #include "cuda/exact_sum.h"
 
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(THREADS)
                 const double count = count_at(counts, at);
                 if (count == 0) continue;
                 const double before = atomicAdd(count_of + (column - g0), count);
-                // Whole numbers below 2^53 add up exactly in any order; other repeated ones are the caller's.
+                // Whole numbers below 2^53 add up exactly in any order; the caller handles other repeated counts.
                 const double after = before + count;
                 if (before != 0 && !(before == floor(before) && count == floor(count) && after < 0x1p53)) flags[0] = 1;
             }

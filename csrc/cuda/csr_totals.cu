@@ -1,5 +1,5 @@
-// Sums of rows of raw counts over known columns, and how many entries are none. Floor: reads each entry once, 6 to 8
-// bytes. Tile: a row a warp. Sums of whole numbers up to 2^24 are exact in float64 in any order.
+// Sums of rows over known columns, and the number of entries that are not raw counts. Floor: one read of each entry, 6
+// to 8 bytes. Tile: a warp takes a row. Sums of whole numbers up to 2^24 are exact in float64 in any order.
 #include "cuda/counts.h"
 
 namespace rvqa::cuda {

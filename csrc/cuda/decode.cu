@@ -1,5 +1,5 @@
-// Sum of codewords float32 [N, D], added level by level. Floor: writes 4 D bytes a row; codebooks stay in L2.
-// Tile: a thread a value, neighbours in d, so that loads and stores of a warp are whole lines.
+// Sum of codewords float32 [N, D], added level by level. Floor: 4 D bytes written per row; codebooks stay in L2.
+// Tile: each thread takes a value, neighbours in d, so that a warp loads and stores whole lines.
 #include "cuda/device.h"
 
 namespace rvqa::cuda {
@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(256) decode_kernel(const uint8_t* codes, int64
     if (at >= N * D) return;
     const int64_t n = at / D, d = at % D;
     const uint8_t* code = codes + n * stride;
-    float sum = codebooks[int64_t(code[0]) * D + d];  // not from 0: 0 + -0 would lose the sign
+    float sum = codebooks[int64_t(code[0]) * D + d];  // not 0, because 0 + -0 would lose the sign
     for (int m = 1; m < levels; ++m) sum = sum + codebooks[(int64_t(m) * K + code[m]) * D + d];
     out[at] = sum;
 }

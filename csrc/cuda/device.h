@@ -1,6 +1,6 @@
-// What the kernels need of CUDA, in one place: launches that raise, warps, and the tensor cores' instruction.
+// All that the kernels use of CUDA: launches that throw on an error, warps, and the tensor cores' instruction.
 //
-// With RVQA_EMULATE the same sources run on a CPU: tests/cuda/emulation.h stands in for the CUDA runtime.
+// With RVQA_EMULATE the same sources run on a CPU: tests/cuda/emulation.h replaces the CUDA runtime.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ inline void require(const char* name, cudaError_t error) {
     throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error) + hint);
 }
 
-// Queues a kernel on a stream; never waits for it.
+// Queues a kernel on a stream and never waits for it.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t grid, int block, int64_t shared, Stream stream,
             Arguments... arguments) {

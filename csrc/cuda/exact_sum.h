@@ -1,7 +1,8 @@
 // Sums of float64 values without rounding, spread over a warp: fixed point in digits of 32 bits.
 //
-// Each lane adds values into its own digits, held as int64, so that 2^30 additions need no carry; `gather` adds the
-// digits of all lanes, which then all know the sum. A value is a multiple of 2^LOWEST and below 2^(LOWEST + 32 DIGITS - 32).
+// Each lane adds values into its own digits, held as int64, so that 2^30 additions need no carry. `gather` adds the
+// digits of all lanes, and every lane then has the sum. Values are multiples of 2^LOWEST below
+// 2^(LOWEST + 32 DIGITS - 32).
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ class ExactSum {
         const int biased = int(bits >> 52 & 0x7FF);
         if (biased == 0) return;  // 0: no value here is subnormal in float64
         const uint64_t mantissa = (bits & 0xFFFFFFFFFFFFFull) | 1ull << 52;
-        int place = biased - 1075 - LOWEST;  // of the last bit of the mantissa; below 0 those bits are zeros
+        int place = biased - 1075 - LOWEST;  // place of the mantissa's last bit; bits below place 0 are zeros
         const uint64_t kept = place < 0 ? mantissa >> -place : mantissa;
         place = place < 0 ? 0 : place;
         const int at = place / 32, shift = place % 32;
@@ -57,7 +58,7 @@ class ExactSum {
         int top = DIGITS - 1;
         while (top > 0 && digit_[top] == 0) --top;
         const auto digit = [&](int i) { return i < 0 ? 0ull : uint64_t(digit_[i]); };
-        uint64_t head = digit(top) << 32 | digit(top - 1);  // its leading 64 bits, but for leading zeros
+        uint64_t head = digit(top) << 32 | digit(top - 1);  // its leading 64 bits, except for leading zeros
         if (head == 0) return 0;
         int zeros = 0;
         while (!(head >> 63)) {

@@ -1,4 +1,4 @@
-// The kernels as the bindings see them: pointers on the device, sizes and a stream. Each is queued and not waited for.
+// The kernels as the bindings see them: pointers on the device, sizes and a stream. Calls do not wait for them.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +24,11 @@ struct Rows {
     Real dtype;
 };
 
-// Of kernels/cuda/tables.py; K' = K rounded up to CHUNK.
+// Tables of kernels/cuda/tables.py; K' = K rounded up to CHUNK.
 struct Tables {
     int M, K, D;
     const float* codebooks;    // [M, K, D]
-    const uint16_t* half;      // [M, K', D'] float16 of codewords times 2^shift, zeros in the place of absent ones
+    const uint16_t* half;      // [M, K', D'] float16 of codewords times 2^shift, zeros for absent ones
     const int32_t* shift;      // [M]
     const float* bias;         // [M, K'] |c|^2, infinity for absent and repeated codewords
     const float* bound;        // [M, 3] alpha, kappa, beta
@@ -49,7 +49,7 @@ constexpr int64_t blocks_of(int64_t items, int64_t each) { return (items + each 
 
 constexpr int64_t MOST_SHARED = 96 * 1024;  // bytes of a block, so that two fit on sm_90
 
-// Warps of a block by the shared memory that each takes: four, or as many as fit.
+// Number of warps of a block, given the shared memory of each: four, or as many as fit.
 constexpr int warps_of(int64_t bytes) { return MOST_SHARED / bytes >= 4 ? 4 : int(MOST_SHARED / bytes); }
 
 // found: rows with NaN or infinity, the first of them, row levels that the bound left open.
@@ -64,7 +64,7 @@ void apply_span_mask(void* logits, int64_t stride, int64_t B, int V, Real dtype,
 void csr_totals(const Counts& counts, int64_t columns, const uint8_t* known, double* totals, unsigned long long* wrong,
                 Stream stream);
 // hidden float32 [N, H]; column_map int64 (null: columns are those of W); library float64 [N] (null: sums of the rows).
-// open[n] is set where a row has several fractional counts in one column: its hidden units are for the caller to fill.
+// open[n] is set if a row has several fractional counts in one column; the caller fills its hidden units.
 void csr_project(const Counts& counts, const int64_t* column_map, const double* library, double target_sum,
                  const float* weight, const float* bias, int64_t G, int H, float* hidden, uint8_t* open, Stream stream);
 

@@ -5,7 +5,7 @@
 namespace rvqa::cuda {
 namespace {
 
-// As docs/exactness.md defines it: eight float64 sums over d mod 8, added ((0+4)+(2+6)) + ((1+5)+(3+7)).
+// The distance as docs/exactness.md defines it: eight float64 sums over d mod 8, added ((0+4)+(2+6)) + ((1+5)+(3+7)).
 __device__ float distance(const Rows& x, int64_t n, const float* codeword, int D) {
     double sum[8] = {};
     for (int d = 0; d < D; d += 8)

@@ -1,7 +1,7 @@
-"""Backend `cpu`: the native module on CPU tensors. Same functions and results as `rvqa.kernels.reference`.
+"""Backend `cpu`: the native module on CPU tensors. It has the functions and results of `rvqa.kernels.reference`.
 
 Importing this file raises ImportError where the native module was not built; `rvqa.kernels.registry` reports it.
-The environment variable RVQA_ISA (avx512, avx2 or portable) forces an instruction set; all give the same bits.
+The environment variable RVQA_ISA (avx512, avx2 or portable) forces an instruction set. All give the same bits.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ def isa() -> str:
 
 
 def pack(codebooks_MKD: Tensor) -> Tensor:
-    """Codebooks transposed into panels, with norms and the constants of the certificate, uint8."""
+    """Return codebooks transposed into panels, with norms and the constants of the certificate, as uint8."""
     M, K, D = codebooks_MKD.shape
     packed = torch.empty(_native.packed_size(M, K, D), dtype=torch.uint8)
     _native.prepare(codebooks_MKD.data_ptr(), M, K, D, packed.data_ptr())

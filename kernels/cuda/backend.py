@@ -1,9 +1,9 @@
 """Backend `cuda`: CUDA C++ kernels of `rvqa._cuda`, with the functions of `rvqa.kernels.reference`.
 
-All results are the reference's to the bit. Compiled and emulated, not yet measured on a GPU. RVQA_CUDA_EMULATED names a
-module that runs the same sources on a CPU, for tests only (`tests/cuda`).
+All results equal the reference's to the bit. The kernels were compiled and emulated, but not yet measured on a GPU.
+RVQA_CUDA_EMULATED names a module that runs the same sources on a CPU, for tests only (`tests/cuda`).
 
-Importing this file raises ImportError where it cannot run; `rvqa.kernels.registry` reports it.
+Importing this file raises ImportError where the backend cannot run; `rvqa.kernels.registry` reports it.
 """
 
 import os
@@ -70,7 +70,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _rows(x_ND: Tensor) -> tuple[Tensor, tuple[int, int, int, str]]:
-    """Rows whose values are neighbours, and what the kernels need of them."""
+    """Return rows with contiguous values, and the arguments that describe them to the kernels."""
     x_ND = x_ND if x_ND.stride(1) == 1 or x_ND.shape[1] == 1 else x_ND.contiguous()
     return x_ND, (x_ND.data_ptr(), len(x_ND), x_ND.stride(0), str(x_ND.dtype).removeprefix("torch."))
 
@@ -80,9 +80,9 @@ def _made(tables: Tables) -> list[int]:
 
 
 def _found(x_ND: Tensor) -> Tensor:
-    """Rows with NaN or infinity, the first of them, and levels of rows that were settled."""
+    """Return counters for rows with NaN or infinity, the first such row, and levels that were settled."""
     found = torch.full((3,), torch.iinfo(torch.int64).max, dtype=torch.int64, device=x_ND.device)
-    found[::2].zero_()  # made on the device: a copy from the host could not be captured in a CUDA graph
+    found[::2].zero_()  # set on the device: a CUDA graph cannot capture a copy from the host
     return found
 
 
@@ -98,7 +98,7 @@ def residual_quantize(x_ND: Tensor, tables: tuple[Tensor, Tensor], levels: int) 
 
 
 def quantize(x_ND: Tensor, codebooks_MKD: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """`residual_quantize` without waiting for the device: codes, and `_found` as a tensor."""
+    """Run `residual_quantize` without waiting for the device; return codes, and `_found` as a tensor."""
     made = _derived.setdefault(codebooks_MKD, {})
     if levels not in made:
         made[levels] = prepare_tables(codebooks_MKD, levels)
@@ -201,7 +201,7 @@ def csr_project(
 
 
 def apply_span_mask_(logits_BV: Tensor, states_B: Tensor, windows_S3: Tensor) -> None:
-    """Ids that a row may not write to -inf, in place; values are not looked at from the host."""
+    """Set ids that a row may not write to -inf, in place; the host reads no value."""
     require_states(states_B, len(windows_S3))
     states_B, windows_S3 = states_B.long().contiguous(), windows_S3.long().contiguous()
     dtype = str(logits_BV.dtype).removeprefix("torch.")

@@ -1,10 +1,10 @@
-"""What the CUDA kernels derive from codebooks: float16 codewords and the bound of their certificate.
+"""Tables that the CUDA kernels derive from codebooks: float16 codewords and the bound of their certificate.
 
 With r the residual in float32, the score of a codeword from float16 operands is off by at most half of
 
     tau = alpha_m (|r| + |r - r16|) + kappa_m (|r - r16| + drift) + beta_m      drift: of r from the exact residual
 
-whatever the order in which tensor cores add, and if they truncate: bound (5), proven in docs/exactness.md.
+in whatever order tensor cores add, and even if they truncate: bound (5), proven in docs/exactness.md.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from rvqa.kernels import reference
 
 CHUNK = 32
-"""Codewords scored together (`csrc/cuda/codes.h`)."""
+"""Number of codewords scored together (`csrc/cuda/codes.h`)."""
 
 _MOST_SHIFT = 100
 """Largest power of two, up or down, that brings codewords into the range of float16 with a certificate."""
@@ -41,7 +41,7 @@ class Tables(NamedTuple):
 
 
 def prepare_tables(codebooks_MKD: Tensor, levels: int) -> Tables:
-    """Tables of the leading levels of float32 codebooks, on their device."""
+    """Make tables of the leading levels of float32 codebooks, on their device."""
     codebooks_MKD = codebooks_MKD[:levels].contiguous()
     (M, K, D), device = codebooks_MKD.shape, codebooks_MKD.device
     wide, padded = -(-K // CHUNK) * CHUNK, -(-D // 16) * 16

@@ -1,9 +1,9 @@
 """Backend `triton`: kernels for CUDA tensors, with the functions of `rvqa.kernels.reference`.
 
-Codes, indices, distances and decoded rows are the reference's; `triton_csr.csr_project` says where its bits are. With
-TRITON_INTERPRET=1 the kernels run in Python, for tests. Not yet measured on a GPU: block sizes are guesses.
+Codes, indices, distances and decoded rows equal the reference's; `kernels/triton/csr.py` says when projections do. With
+TRITON_INTERPRET=1 the kernels run in Python, for tests. They were not yet measured on a GPU: block sizes are guesses.
 
-Importing this file raises ImportError where it cannot run; `rvqa.kernels.registry` reports it.
+Importing this file raises ImportError where the backend cannot run; `rvqa.kernels.registry` reports it.
 """
 
 import torch
@@ -34,7 +34,7 @@ if not INTERPRETED and not (torch.cuda.is_available() and torch.version.cuda is 
     raise ImportError("there is no CUDA device; TRITON_INTERPRET=1 runs the kernels in Python, for tests only")
 
 _derived: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""What `triton_codes.prepare_tables` made of codebooks, for as long as these live."""
+"""Results of `triton_codes.prepare_tables`, kept for as long as the codebooks live."""
 
 
 def residual_quantize(x_ND: Tensor, tables: tuple[Tensor, Tensor], levels: int) -> tuple[Tensor, int, int]:
@@ -74,12 +74,12 @@ def csr_project(
 ) -> Tensor:
     """Rows of counts to float32 [N, H]; see `triton_csr.csr_project`."""
     require_projectable(indptr, indices, data, len(W_GH), column_map, library_size)
-    if data.dtype == torch.uint32:  # Triton's interpreter and torch's gathers know it badly
+    if data.dtype == torch.uint32:  # Triton's interpreter and torch's gathers support it badly
         data = data.double()
     return triton_csr.csr_project(indptr, indices, data, W_GH, bias_H, target_sum, column_map, library_size)
 
 
 def apply_span_mask_(logits_BV: Tensor, states_B: Tensor, windows_S3: Tensor) -> None:
-    """Ids that a row may not write to -inf, in place."""
+    """Set ids that a row may not write to -inf, in place."""
     require_states(states_B, len(windows_S3))
     triton_mask.apply_span_mask_(logits_BV, states_B, windows_S3)

@@ -1,11 +1,11 @@
-"""Triton kernels for codes: proposed in float32, certified by a bound, settled in float64 or by the reference.
+"""Triton kernels for codes: float32 proposes, a bound certifies, and float64 or the reference settles the rest.
 
 The float32 score of a codeword is off by at most half of tau = alpha_m |x| + beta_m, in any order of summation, with
 or without fused multiply-adds (`_error_bound`; proof in docs/exactness.md). Rows whose second best score lies within
-tau of the best go to a float64 kernel with the reference's own bound, and what even that leaves open to the reference.
-No code rests on how Triton orders a sum.
+tau of the best go to a float64 kernel with the reference's own bound. Rows that this leaves open go to the reference.
+No code depends on how Triton orders a sum.
 
-Nothing here has been timed: the block sizes are guesses that compile for sm_90 without spills.
+The kernels were not timed: the block sizes are guesses that compile for sm_90 without spills.
 """
 
 import math
@@ -20,23 +20,23 @@ from rvqa.kernels import reference
 from rvqa.kernels.checks import require_apart
 
 _MAX_GRAM = 4096
-"""Most codewords of all levels together with a Gram table (64 MB); beyond, all rows take the float64 kernel."""
+"""Most codewords of all levels for which a Gram table is made (64 MB); above, all rows take the float64 kernel."""
 
 _FLOAT64_BLOCK = (64, 1 << 19) if triton.knobs.runtime.interpret else (4, 4096)
-"""Rows of a program of the float64 kernel, and products it holds at a time; the interpreter's time is per operation."""
+"""Rows of a program of the float64 kernel, and products it holds; the interpreter takes time per operation."""
 
 
 class Tables(NamedTuple):
-    """What the code kernels derive from codebooks: make it once with `prepare_tables` and pass it on."""
+    """Tables that the code kernels derive from codebooks; make them once with `prepare_tables` and pass them on."""
 
     bias_MK: Tensor
-    """|c|^2 in float32, +inf for a codeword that repeats one of lower index and so can never win."""
+    """|c|^2 in float32; +inf for a codeword that repeats one of lower index, so that it can never win."""
     gram: Tensor
-    """2 <c_jk, c_mi> in float32, [M * K, M * K]; empty for one level or more than `_MAX_GRAM` codewords."""
+    """2 <c_jk, c_mi> in float32, [M * K, M * K]; empty for one level or for more than `_MAX_GRAM` codewords."""
     bound_M2: Tensor
     """alpha and beta of every level, rounded up to float32."""
     longest_1: Tensor
-    """Largest |x|, float32, up to which nothing overflows; -1 if the bound holds for no row."""
+    """Largest |x|, float32, for which nothing overflows; -1 if the bound holds for no row."""
     square_MK: Tensor
     """|c|^2 in float64."""
     norm_MK: Tensor
@@ -48,7 +48,7 @@ class Tables(NamedTuple):
 
 
 def prepare_tables(codebooks_MKD: Tensor, levels: int) -> Tables:
-    """Tables of the leading levels of float32 codebooks, on their device."""
+    """Make tables of the leading levels of float32 codebooks, on their device."""
     codebooks_MKD = codebooks_MKD[:levels]
     M, K, D = codebooks_MKD.shape
     c_MKD = codebooks_MKD.double()
@@ -73,11 +73,11 @@ def prepare_tables(codebooks_MKD: Tensor, levels: int) -> Tables:
 
 
 def _error_bound(D: int, norm_M: Tensor, table_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Float64 alpha and beta [M, 2], and the longest row they hold for.
+    """Return float64 alpha and beta [M, 2], and the longest row for which they hold.
 
     norm = max |c_mk|; table = max |b_k| + sum over earlier levels of max |Gram|. Twice the error of a score is at most
-    alpha |x| + beta. Bound (4) of docs/exactness.md; the underflow term is 4D instead of D because the
-    product with c is doubled after the sum and because it holds for products and sums flushed one by one.
+    alpha |x| + beta: bound (4) of docs/exactness.md. The underflow term is 4D instead of D for two reasons: the
+    product with c is doubled after the sum, and the bound covers products and sums that are flushed one by one.
     """
     u, v = 2.0**-24, 2.0**-53
     norm_M = norm_M * (1 + 1e-9)
@@ -102,7 +102,7 @@ def _round_up(value: Tensor) -> Tensor:
 
 @triton.jit
 def _lowest_two(score, k, K, best, second, code):
-    """The running lowest and second lowest score of every row, and the index of the lowest, after one more block."""
+    """Update the lowest and second lowest score of every row, and the index of the lowest, with one more block."""
     low = tl.min(score, 1)
     where = tl.min(tl.where(score == low[:, None], k[None, :], K), 1)
     other = tl.min(tl.where(k[None, :] == where[:, None], float("inf"), score), 1)
@@ -150,9 +150,9 @@ def _propose_kernel(
                 at = past[:, None] * (levels * K) + (m * K + k)[None, :]
                 score += tl.load(gram_ptr + at, mask=valid[None, :], other=0.0)
             best, second, code = _lowest_two(score, k, K, best, second, code)
-        # Written so that NaN leaves the row open; rows beyond `longest` are open whatever their scores are.
+        # The comparison leaves a row with NaN open; a row beyond `longest` is open whatever its scores are.
         certain = certain & (second > best + (tl.load(bound_ptr + 2 * m) * length + tl.load(bound_ptr + 2 * m + 1)))
-        # After NaN the code may be K: it must not lead out of the Gram table.
+        # After NaN the code may be K, which would index outside the Gram table.
         code = tl.minimum(code, K - 1)
         picked = tl.where(slot == m, (m * K + code)[:, None], picked)
         tl.store(codes_ptr + n * levels + m, code.to(codes_ptr.dtype.element_ty), mask=inside)
@@ -166,8 +166,8 @@ def _verify_kernel(
 ):  # fmt: skip
     """Codes of BR of the R listed rows from float64 residuals; open = 1 where bound (1) still does not certify them.
 
-    With [low_k, high_k] around score k the candidates are those with low_k <= min high: one, if the second lowest low
-    is above that.
+    With [low_k, high_k] around score k, the candidates are those with low_k <= min high. There is one candidate if the
+    second lowest low is above min high.
     """
     i = tl.program_id(0) * BR + tl.arange(0, BR)
     inside = i < R
@@ -212,7 +212,7 @@ def _decode_kernel(codes_ptr, c_ptr, out_ptr, N, D, K, stride, levels, BN: tl.co
     inside = n < N
     mask = inside[:, None] & (d < D)[None, :]
     code = tl.load(codes_ptr + n * stride, mask=inside, other=0).to(tl.int64)
-    # Not from zero: 0 + -0 would lose the sign.
+    # The sum starts at the first codeword, because 0 + -0 would lose the sign.
     total = tl.load(c_ptr + code[:, None] * D + d[None, :], mask=mask, other=0.0)
     for m in range(1, levels):
         code = tl.load(codes_ptr + n * stride + m, mask=inside, other=0).to(tl.int64) + m * K
@@ -221,14 +221,14 @@ def _decode_kernel(codes_ptr, c_ptr, out_ptr, N, D, K, stride, levels, BN: tl.co
 
 
 def code_blocks(K: int) -> dict[str, int]:
-    """Block sizes of the float32 kernel: guesses that keep a thread's share of the product at 16 to 32 sums."""
+    """Return block sizes of the float32 kernel: guesses that give each thread 16 to 32 sums of the product."""
     if K <= 32:
         return {"BN": 64, "BK": 32, "BD": 16, "num_warps": 4, "num_stages": 2}
     return {"BN": 128, "BK": 64, "BD": 16, "num_warps": 8, "num_stages": 2}
 
 
 def _certified(x_ND: Tensor, codebooks_MKD: Tensor, codes_NM: Tensor, tables: Tables) -> Tensor:
-    """Fill codes of all rows by both kernels; returns the rows that neither certifies."""
+    """Fill codes of all rows by both kernels; return the rows that neither certifies."""
     (N, levels), (_, K, D) = codes_NM.shape, codebooks_MKD.shape
     assert len(tables.unit_M) == levels, "tables of another number of levels"
     open_N = torch.empty(N, dtype=torch.uint8, device=x_ND.device)
@@ -255,8 +255,8 @@ def _certified(x_ND: Tensor, codebooks_MKD: Tensor, codes_NM: Tensor, tables: Ta
 
 
 def residual_quantize(x_ND: Tensor, codebooks_MKD: Tensor, levels: int, tables: Tables | None = None) -> Tensor:
-    """Exact greedy codes, uint8 [N, levels]; tables are made anew unless given."""
-    # Widened here, not in the kernel: one Triton release took products of values upcast in the kernel as TF32.
+    """Return exact greedy codes, uint8 [N, levels]; `tables` are made from the codebooks unless given."""
+    # Rows are widened here because one Triton release computed products of values upcast in the kernel as TF32.
     x_ND, codebooks_MKD = x_ND.float().contiguous(), codebooks_MKD[:levels].contiguous()
     codes_NM = torch.empty(len(x_ND), levels, dtype=torch.uint8, device=x_ND.device)
     if len(x_ND):

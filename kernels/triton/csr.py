@@ -1,7 +1,7 @@
-"""Triton kernels for the first layer from CSR counts: values of all entries, then the sum of weighted rows of W.
+"""Triton kernels for the first layer from CSR counts: first the values of all entries, then the sum of rows of W.
 
-A row's bits depend on that row alone. They are the reference's where counts are whole and axis columns increase as
-stored; elsewhere the order of the sum or the last bit of a library size may differ. Nothing here has been timed.
+A row's bits depend on that row alone. They equal the reference's if counts are whole and axis columns increase as
+stored; otherwise the order of the sum or the last bit of a library size may differ. The kernels were not timed.
 """
 
 import torch
@@ -14,7 +14,7 @@ from rvqa.kernels import reference
 
 @triton.jit
 def _log1p(y, constant_ptr):
-    """The reference's log1p, operation by operation; constants: ln 2 in two parts, sqrt(1/2), series."""
+    """Compute the reference's log1p, operation by operation; constants: ln 2 in two parts, sqrt(1/2), series."""
     w = 1.0 + y
     bits = w.to(tl.int64, bitcast=True)
     k = (bits >> 52) - 1022
@@ -37,7 +37,7 @@ def _log1p(y, constant_ptr):
 
 @triton.jit
 def _fma(a, b, c, INTERPRETED: tl.constexpr):
-    """float32(a * b + c), rounded once; the interpreter's own rounds twice: `fma` of the reference."""
+    """float32(a * b + c), rounded once. The interpreter's fma rounds twice, so the reference's `fma` replaces it."""
     if INTERPRETED:
         product, addend = a.to(tl.float64) * b.to(tl.float64), c.to(tl.float64)
         total = product + addend
@@ -56,9 +56,9 @@ def _values_kernel(
     indptr_ptr, index_ptr, data_ptr, map_ptr, shared_ptr, constant_ptr, library_ptr, value_ptr, open_ptr, base,
     GIVEN: tl.constexpr, MAPPED: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Library size and float32(log1p) of one row, zero for unmapped entries; open = 1 where columns may repeat.
+    """Compute library size and float32(log1p) of one row, 0 for unmapped entries; open = 1 if columns may repeat.
 
-    They cannot where stored columns increase and at most one is `shared`, that is, has the target of another column.
+    They cannot repeat if stored columns increase and at most one is `shared`, that is, has another column's target.
     """
     n = tl.program_id(0).to(tl.int64)
     first, stop = tl.load(indptr_ptr + n).to(tl.int64), tl.load(indptr_ptr + n + 1).to(tl.int64)
@@ -85,7 +85,7 @@ def _values_kernel(
             joint += tl.load(shared_ptr + column, mask=kept, other=0).to(tl.int32)
             kept = kept & (tl.load(map_ptr + column, mask=kept, other=-1) >= 0)
         count = tl.load(data_ptr + at, mask=kept, other=0).to(tl.float64)
-        # log1p(0) is 0: dropped entries add nothing.
+        # log1p(0) is 0, so dropped entries add nothing.
         tl.store(value_ptr + at - base, _log1p(count * scale, constant_ptr).to(tl.float32), mask=at < stop)
     tl.store(open_ptr + n, ((tl.sum(falling, 0) > 0) | (tl.sum(joint, 0) > 1)).to(tl.uint8))
 
@@ -95,16 +95,16 @@ def _gather_kernel(
     indptr_ptr, index_ptr, map_ptr, value_ptr, w_ptr, bias_ptr, out_ptr, base, H,
     MAPPED: tl.constexpr, BH: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """BH hidden units of one row, one entry after the other."""
+    """Compute BH hidden units of one row, one entry after another."""
     n = tl.program_id(0).to(tl.int64)
     first, stop = tl.load(indptr_ptr + n).to(tl.int64), tl.load(indptr_ptr + n + 1).to(tl.int64)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
     inside = h < H
-    # The interpreter cannot combine the masks of a block and a scalar: adding this makes a block of the scalar.
+    # The interpreter cannot combine the masks of a block and a scalar; adding this turns the scalar into a block.
     zero = tl.full([BH], 0.0, tl.float32)
     hidden = tl.load(bias_ptr + h, mask=inside, other=0.0)
     for start in range(first, stop, 8):
-        # Unrolled, so that eight rows of W are on their way at a time.
+        # The loop is unrolled, so that eight rows of W load at a time.
         for i in tl.static_range(8):
             at = start + i
             column = tl.load(index_ptr + at, mask=at < stop, other=0).to(tl.int64)
@@ -128,9 +128,9 @@ def csr_project(
 ) -> Tensor:
     """Rows of counts to float32 [N, H].
 
-    A column map that reorders leaves the sum in stored order; library sizes of fractional counts are summed in
-    float64, not correctly rounded. Rows where columns may repeat or decrease are merged and sorted first. All this is
-    decided row by row, so a row does not see its batch.
+    A column map that reorders columns leaves the sum in stored order. Library sizes of fractional counts are summed
+    in float64 and not correctly rounded. Rows where columns may repeat or decrease are merged and sorted first. All
+    this is decided row by row, so a row does not depend on its batch.
     """
     W_GH, bias_H, shared = W_GH.contiguous(), bias_H.contiguous(), None
     if column_map is not None:
@@ -157,11 +157,11 @@ def _project(
     library_size: Tensor | None,
     hidden_NH: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Fill hidden [N, H]; returns the flags of rows where columns may repeat and the library sizes."""
+    """Fill hidden [N, H]; return the flags of rows where columns may repeat, and the library sizes."""
     (N, H), device, (indptr, indices, data) = hidden_NH.shape, hidden_NH.device, parts
     open_N = torch.zeros(N, dtype=torch.uint8, device=device)
     library_N = torch.empty(N, dtype=torch.float64, device=device) if library_size is None else library_size
-    # target_sum in a tensor: Triton passes a Python float as float32.
+    # target_sum goes in a tensor, because Triton passes a Python float as float32.
     constants = [reference._LN2_HI, reference._LN2_LO, reference._SQRT_HALF, *reference._ATANH[::-1], target_sum]
     constant = torch.tensor(constants, dtype=torch.float64, device=device)
     base, end = indptr[[0, -1]].tolist()
@@ -183,13 +183,13 @@ def _project(
 def _merge(
     rows: Tensor, indptr: Tensor, indices: Tensor, data: Tensor, column_map: Tensor | None, G: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR parts of some rows, zeros and unmapped columns left out, columns increasing, repeated ones added up."""
+    """Return CSR parts of some rows: no zeros or unmapped columns, columns increasing, repeated ones summed."""
     stored = indptr[rows + 1] - indptr[rows]
     ends = torch.cumsum(stored, 0)
     row_E = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), stored)
     at_E = torch.arange(len(row_E), device=rows.device) + (indptr[rows] - ends + stored)[row_E]
     column_E = indices[at_E].long()
-    # torch gathers no uint16 on a CUDA device.
+    # torch cannot gather uint16 on a CUDA device.
     wide = data.view(torch.int16)[at_E].int() & 0xFFFF if data.dtype == torch.uint16 else data[at_E]
     count_E = wide.double()
     if column_map is not None:

@@ -1,6 +1,6 @@
 """Triton kernel that sets the logits of ids a row may not write to -inf.
 
-Nothing here has been timed: the block size is a guess.
+The kernel was not timed: the block size is a guess.
 """
 
 import torch
@@ -13,7 +13,7 @@ _BLOCK = 4096
 
 @triton.jit(do_not_specialize=["S"])
 def _mask_kernel(logits_ptr, states_ptr, windows_ptr, V, S, stride, BLOCK: tl.constexpr):
-    """BLOCK columns of one row; nothing is touched where its window rules out none of them."""
+    """Mask BLOCK columns of one row; write nothing if its window rules out none of them."""
     row = tl.program_id(0).to(tl.int64)
     state = tl.load(states_ptr + row).to(tl.int64)
     if (state < 0) | (state >= S):
@@ -24,7 +24,7 @@ def _mask_kernel(logits_ptr, states_ptr, windows_ptr, V, S, stride, BLOCK: tl.co
     inside = tl.load(windows_ptr + 3 * state + 2) != 0
     first = tl.program_id(1) * BLOCK
     last = tl.minimum(first + BLOCK, V)
-    within = tl.maximum(tl.minimum(hi, last) - tl.maximum(lo, first), 0)  # how many of the columns lie in the window
+    within = tl.maximum(tl.minimum(hi, last) - tl.maximum(lo, first), 0)  # number of columns in the window
     ruled_out = tl.where(inside, last - first - within, within)
     if ruled_out == 0:
         return
@@ -39,7 +39,7 @@ def _mask_kernel(logits_ptr, states_ptr, windows_ptr, V, S, stride, BLOCK: tl.co
 
 
 def apply_span_mask_(logits_BV: Tensor, states_B: Tensor, windows_S3: Tensor) -> None:
-    """Ids that a row may not write to -inf, in place; values are not looked at from the host."""
+    """Set ids that a row may not write to -inf, in place; the host reads no value."""
     B, V = logits_BV.shape
     if B and V:
         with torch.cuda.device_of(logits_BV):

@@ -24,7 +24,7 @@ def cells(read) -> AnnData:
 
 @pytest.fixture(scope="session")
 def right(cells, pbmc_tokenizer) -> np.ndarray:
-    """Codes of those cells by `rvqa.encode` in memory, which the other tests hold to the exact definition."""
+    """Codes of those cells by `rvqa.encode` in memory; other tests check that against the exact definition."""
     adata = cells.copy()
     rvqa.encode(adata, pbmc_tokenizer)
     return adata.obsm["rvqa_codes"]
@@ -32,7 +32,7 @@ def right(cells, pbmc_tokenizer) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def processes():
-    """New processes that have all modules from the start: to import them takes ten times as long as a run."""
+    """New processes with all modules loaded, because an import takes ten times as long as a run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["zarr", "tests.atlas.test_run", "tests.atlas.test_disk"])
     return context
@@ -76,7 +76,7 @@ def rewrite(path, **options):
 
 
 def write_form(adata: AnnData, form: str, folder):
-    """Write cells in one of `FORMS`; returns the path and the layer."""
+    """Write cells in one of `FORMS`; return the path and the layer."""
     import zarr
 
     adata = adata.copy()
@@ -135,5 +135,5 @@ def write_form(adata: AnnData, form: str, folder):
 
 @pytest.fixture(scope="session", params=FORMS)
 def form(request, cells, tmp_path_factory):
-    """Those cells in a file of each form, with the layer of the counts."""
+    """A file of those cells in each form, with the layer of the counts."""
     return write_form(cells, request.param, tmp_path_factory.mktemp("form"))

@@ -1,4 +1,4 @@
-"""Cells added to a finished output: the same bytes as one run over all files."""
+"""Cells added to a finished output give the same bytes as one run over all files."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def halves(cells, tmp_path):
 def test_added_cells_are_those_of_one_run(halves, right, pbmc_tokenizer, tmp_path, suffix):
     whole, grown = tmp_path / f"whole{suffix}", tmp_path / f"grown{suffix}"
     encode_files(halves, pbmc_tokenizer, whole, settings=SETTINGS)
-    for path in halves:  # the first makes the output
+    for path in halves:  # the first run makes the output
         encode_files(path, pbmc_tokenizer, grown, settings=SETTINGS, append=True)
     assert np.array_equal(rvqa.open_codes(grown)[:], right)
     assert rvqa.open_codes(grown).obs.equals(rvqa.open_codes(whole).obs)

@@ -1,4 +1,4 @@
-"""Tasks on real Dask workers, in processes of their own."""
+"""Tasks on real Dask workers in separate processes."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def test_a_worker_of_another_kind_is_refused(client, path, pbmc_tokenizer, tmp_p
         with pytest.raises(InputError, match=r"computes in another way than the run.*reference"):
             encode_files(path, pbmc_tokenizer, tmp_path / "a.rvq", settings=Settings(cells=60), cluster=client)
     finally:
-        client.run(lambda: __import__("os").environ.pop("RVQA_BACKEND", None))  # a worker started anew has none
+        client.run(lambda: __import__("os").environ.pop("RVQA_BACKEND", None))  # a restarted worker has none
     assert not (tmp_path / "a.rvq").exists()
 
 

@@ -1,4 +1,4 @@
-"""Rows on their way to a device: no value changes, whatever its type; here without a GPU."""
+"""Packing rows for a device changes no value of any type; these tests need no GPU."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_small_and_odd_types_are_made_readable():
 
 
 def test_codes_of_packed_rows_are_those_of_rows_as_they_are(cells, right, pbmc_tokenizer, tmp_path, monkeypatch):
-    """What would travel to a GPU, encoded here."""
+    """The rows that would go to a GPU are encoded here."""
     cells.write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.setattr(
         Lanes,

@@ -1,4 +1,4 @@
-"""A disk that is full, and files compressed by filters that HDF5 does not bring along."""
+"""A full disk, and files compressed by filters that HDF5 does not include."""
 
 import resource
 import signal
@@ -19,7 +19,7 @@ from tests.atlas.test_run import bytes_of, saved
 
 
 def encode_limited(tokenizer, path, out, size, said):
-    """Encode where no file may be larger than `size`, and send what is said."""
+    """Encode under a limit of `size` on every file, and send the message."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
@@ -32,7 +32,7 @@ def encode_limited(tokenizer, path, out, size, said):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB, where one may be made."""
+    """A file system of 1 MB, if this user may make one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "rvqa-test", folder], capture_output=True)
@@ -44,7 +44,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".rvq", ".zarr", ".parquet"])
 def test_a_full_disk(cells, right, pbmc_tokenizer, tmp_path, small_disk, suffix):
-    """The run says so, its parts stay, and with room again it goes on to the same bytes."""
+    """The run reports it and keeps its parts; once there is room, it continues to the same bytes."""
     path, out = tmp_path / "cells.h5ad", small_disk / f"a{suffix}"
     cells.write_h5ad(path)
     encode_files(path, pbmc_tokenizer, tmp_path / f"whole{suffix}", settings=Settings(cells=200))
@@ -61,7 +61,7 @@ def test_a_full_disk(cells, right, pbmc_tokenizer, tmp_path, small_disk, suffix)
 
 @pytest.mark.parametrize("suffix", [".rvq", ".parquet"])
 def test_an_output_that_may_not_be_that_large(cells, right, pbmc_tokenizer, processes, tmp_path, suffix):
-    """Parts fit and the whole does not: nothing is left half-written, and the rest of the work is small."""
+    """The parts fit but the whole does not: no half-written file stays, and little work is left to do."""
     path, out = tmp_path / "cells.h5ad", tmp_path / f"a{suffix}"
     cells.write_h5ad(path)
     tokenizer = saved(pbmc_tokenizer, tmp_path / "tokenizer")
@@ -87,7 +87,7 @@ def test_zstd(cells, right, pbmc_tokenizer, tmp_path):
 
 
 def test_a_filter_that_is_not_here_is_named(monkeypatch, tmp_path):
-    """Zstandard, without the package that brings it."""
+    """The filter is Zstandard, and its package is not installed."""
     monkeypatch.setattr(h5py.h5z, "filter_avail", lambda number: number != 32_015)
     with pytest.raises(InputError, match=r"filter 32015.*hdf5plugin"):
         hdf5.require_filters([2, 32_015])

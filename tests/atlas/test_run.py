@@ -1,4 +1,4 @@
-"""Whole runs on real cells: every form of file, stopped anywhere, always the same codes and the same bytes."""
+"""Whole runs on real cells: every form of file, stopped anywhere, gives the same codes and bytes."""
 
 import json
 import os
@@ -158,7 +158,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("suffix", [".rvq", ".zarr"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(cells, pbmc_tokenizer, tmp_path, monkeypatch, suffix):
-    """At every task: no finished part is made again, and the output does not show where it stopped."""
+    """The run stops at each task in turn: it repeats no finished part, and the output does not depend on the stop."""
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     whole = tmp_path / f"whole{suffix}"
@@ -262,7 +262,7 @@ def test_a_read_error_in_the_middle(cells, right, pbmc_tokenizer, tmp_path, monk
 
     def fails(self, start, stop):
         calls.append(start)
-        if start >= 900 and stop - start > 100:  # not while a sample is looked at first
+        if start >= 900 and stop - start > 100:  # not while the run reads its first sample
             raise OSError(5, "Input/output error")
         return rows(self, start, stop)
 
@@ -282,7 +282,7 @@ def encode_in_child(tokenizer, path, out, ready):
 
 @pytest.mark.parametrize("suffix", [".rvq", ".zarr"])
 def test_killed_at_any_moment(cells, pbmc_tokenizer, processes, tmp_path, suffix):
-    """SIGKILL at random moments of one run after another, then one to the end; never a corrupt output that opens."""
+    """SIGKILL ends several runs at random moments, then one finishes; no corrupt output ever opens."""
     tokenizer, path = saved(pbmc_tokenizer, tmp_path / "tokenizer"), tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
@@ -291,7 +291,7 @@ def test_killed_at_any_moment(cells, pbmc_tokenizer, processes, tmp_path, suffix
     encoded(path, pbmc_tokenizer, whole, cells=60)
     took = time.perf_counter() - start
     rng, kills = np.random.default_rng(0), 0
-    for share in (0.0, *rng.uniform(0.05, 0.5, 4)):  # the first at once, however fast the child is
+    for share in (0.0, *rng.uniform(0.05, 0.5, 4)):  # the first kill comes at once, however fast the child is
         ready, send = processes.Pipe(duplex=False)
         child = processes.Process(target=encode_in_child, args=(tokenizer, path, out, send))
         child.start()
@@ -335,7 +335,7 @@ def spoil(path, change):
 )
 @pytest.mark.parametrize("diagnosed", [2**30, 0])
 def test_refused(cells, pbmc_tokenizer, tmp_path, change, message, diagnosed, monkeypatch):
-    """Of a small file as a whole, of a large one by the cells where it is."""
+    """The message names a small file as a whole, and the cells with the fault in a large one."""
     monkeypatch.setattr("rvqa.data.files.source.DIAGNOSED", diagnosed)
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path)

@@ -24,7 +24,7 @@ def test_packing(levels, entries, size):
 
 
 def test_the_layout_is_that_of_the_documentation(tmp_path):
-    """Read with nothing but what the module's page says."""
+    """The test reads the file by the module's documentation alone."""
     codes_NM = written(tmp_path / "a.rvq", 70_000)
     stored = (tmp_path / "a.rvq").read_bytes()
     assert stored[:8] == b"\x93RVQ\r\n\x1a\n"
@@ -65,7 +65,7 @@ def whole(tmp_path_factory):
 
 
 def test_every_changed_byte_is_seen(whole, tmp_path):
-    """One bit of each byte in turn, at random places of every part."""
+    """One bit flips in each byte in turn, at random places of every part."""
     rng = np.random.default_rng(0)
     places = [*range(128), *rng.integers(128, len(whole), 300).tolist(), len(whole) - 1]
     for at in places:

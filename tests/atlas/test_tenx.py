@@ -1,4 +1,4 @@
-"""Cell Ranger's .h5 files and Matrix Market folders, held to scanpy's readers."""
+"""Cell Ranger's .h5 files and Matrix Market folders, compared with scanpy's readers."""
 
 import gzip
 import shutil
@@ -24,7 +24,7 @@ TYPES = ("Gene Expression", "Antibody Capture")
 
 @pytest.fixture(scope="module")
 def cells(read) -> AnnData:
-    """300 real cells; the last genes pass for antibodies, two genes share a symbol, and one cell has no counts."""
+    """300 real cells; the last genes are called antibodies, two genes share a symbol, and one cell has no counts."""
     adata = read("pbmc3k_10x")[:300].copy()
     symbols = adata.var_names.to_numpy().astype(object)
     symbols[7] = symbols[3]
@@ -52,7 +52,7 @@ def made(matrix, symbols) -> AnnData:
 
 
 def write_h5(path, adata, version=3, genomes=("GRCh38",)):
-    """The layout of Cell Ranger; every genome beyond the first has the genes in reverse order."""
+    """Write the layout of Cell Ranger; genomes after the first have the genes in reverse order."""
     counts = sp.csr_matrix(adata.X)
 
     def put(group, **datasets):
@@ -86,7 +86,7 @@ def write_text(path, text, packed=None):
 def write_folder(
     folder, adata, *, prefix="", gz=".gz", features="features.tsv", columns=3, field="integer", cells=False
 ):
-    """Three files; `columns` of the features, and `cells` by genes if so asked."""
+    """Write three files with `columns` of the features, with cells as rows if `cells` is set."""
     folder.mkdir(exist_ok=True)
     counts = sp.csr_matrix(adata.X)
     plain = folder / "plain.mtx"
@@ -107,7 +107,7 @@ def open_folder(path) -> tenx.Opened:
 
 
 def whole(matrix) -> sp.csr_matrix:
-    """All rows, by the blocks that a run asks for."""
+    """Read all rows in the blocks that a run asks for."""
     parts = [matrix.rows(*block) for block in matrix.blocks(0, matrix.shape[0])]
     width = matrix.shape[1]
     rows = [sp.csr_matrix((each.data, each.indices, each.indptr), (len(each.indptr) - 1, width)) for each in parts]
@@ -275,7 +275,7 @@ def test_a_broken_file(tiny, tmp_path, damage):
 
 @pytest.mark.parametrize("dtype", ["S18", h5py.string_dtype()])
 def test_names_that_are_only_promised(tiny, tmp_path, dtype):
-    """A file of some kilobytes states 10 ** 11 barcodes."""
+    """A file of a few kilobytes claims 10 ** 11 barcodes."""
     path = write_h5(tmp_path / "cells.h5", tiny)
     replace(path, "matrix/shape", np.array([40, 10**11]))
     replace(path, "matrix/barcodes", None)
@@ -359,7 +359,7 @@ class TestMatrixMarket:
         assert_same(open_folder(folder), right, ["gene_ids", *(["feature_types"] if columns == 3 else [])])
 
     def test_as_many_cells_as_genes(self, tiny, tmp_path):
-        """Only the custom of 10x says which is which."""
+        """Only the convention of 10x says which axis is which."""
         square = tiny[:, :20].copy()
         folder = write_folder(tmp_path / "a", square)
         assert_same(open_folder(folder), square, ["gene_ids", "feature_types"])
@@ -384,7 +384,7 @@ class TestMatrixMarket:
         assert_same(open_folder(folder), tiny, ["gene_ids", "feature_types"])
 
     def test_symbols_that_look_like_something_else(self, tiny, folder):
-        """A gene called NA, a cell called 1, and a first gene called S are names, not missing, numbers or headers."""
+        """Names like NA, 1 and S (a first gene) are not missing values, numbers or headers."""
         symbols = ["S", "NA", "nan", "1e5", "007", *tiny.var_names[5:]]
         write_text(folder / "features.tsv", "\n".join(symbols) + "\n")
         write_text(folder / "barcodes.tsv", "\n".join(map(str, range(20))) + "\n")
@@ -393,7 +393,7 @@ class TestMatrixMarket:
         assert opened.names.tolist() == [str(number) for number in range(20)]
 
     def test_bytes_say_what_is_gzip(self, tiny, tmp_path):
-        """Browsers unpack files and keep their names."""
+        """Browsers may unpack a file and keep its .gz name."""
         folder = write_folder(tmp_path / "a", tiny)
         for name in ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz"):
             text = gzip.decompress((folder / name).read_bytes())
@@ -405,7 +405,7 @@ class TestMatrixMarket:
         assert_same(open_folder(folder), tiny, ["gene_ids", "feature_types"])
 
     def test_values_are_what_the_file_says(self, tmp_path):
-        """scipy reads 5.5 as 5, and 1e3 as 1, where the first line promises whole numbers."""
+        """scipy reads 5.5 as 5, and 1e3 as 1, if the first line declares whole numbers."""
         lines = ["%%MatrixMarket matrix coordinate integer general", "3 2 4", "1 1 5.5", "2 1 1e3", "3 2 7", "3 1 0"]
         write_text(tmp_path / "matrix.mtx", "\n".join(lines))
         write_text(tmp_path / "genes.tsv", "A\nB\nC")
@@ -506,7 +506,7 @@ def test_a_damaged_gzip_file(cells, tmp_path, kind):
 
 @pytest.mark.parametrize("entries", [2, 1_000, 1_000_000, 16_000_000])
 def test_a_gzip_file_of_more_entries_than_it_promises(tmp_path, entries):
-    """Reading 100 MB out of 400 kB ends where the promise does; scipy has two words for it."""
+    """Reading stops at the declared number of entries, although 400 kB unpack to 100 MB; scipy has two messages."""
     write_text(tmp_path / "matrix.mtx.gz", FIRST + "3 2 1\n" + "1 1 1\n" * entries)
     write_text(tmp_path / "features.tsv", "A\nB\nC\n")
     write_text(tmp_path / "barcodes.tsv", "x1\nx2\n")
@@ -520,7 +520,7 @@ def test_a_gzip_file_of_more_entries_than_it_promises(tmp_path, entries):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 1.0]))
 def test_sizes(tmp_path_factory, cells, genes, seed, share):
-    """One cell, one gene, cells without counts, no counts at all: every form holds the same."""
+    """Every form gives the same for one cell, one gene, cells without counts, and no counts at all."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 9, (cells, genes)) * (rng.random((cells, genes)) < share)
     adata = made(counts, [f"G{number}" for number in range(genes)])
@@ -562,7 +562,7 @@ def test_a_raw_matrix_by_its_name(path, name, right):
 
 
 def test_a_raw_matrix_by_its_counts(cells, tmp_path):
-    """Real cells among barcodes of which most hold nothing, or a count or two."""
+    """Real cells are among barcodes, most of which have at most two counts."""
     rng = np.random.default_rng(0)
     empty = sp.random(2000, cells.n_vars, density=1.5 / cells.n_vars, random_state=rng)
     empty.data = np.ones_like(empty.data)

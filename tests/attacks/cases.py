@@ -1,5 +1,5 @@
-"""Thousands of hostile cases in a process of their own: one that crashes it, hangs it, fills its memory or ends in
-anything but an error of ours is named.
+"""Runs thousands of hostile cases in a separate process. It names a case that crashes the process, hangs it, fills its
+memory or ends in anything but one of our errors.
 
 A case is a function `case(number, folder)` in a test file: it makes its input from `number` alone, in an empty folder,
 and uses it as a user would. It may return, or raise `InputError` or `EngineError`.
@@ -32,13 +32,13 @@ def survive(case: Callable[[int, Path], object], folder: Path, *, cases: int = C
     Parameters
     ----------
     case
-        A function of a file of tests.
+        Function of a test file.
     folder
-        Where cases make their files.
+        Folder for the files of the cases.
     cases
-        How many.
+        Number of cases.
     grows
-        MiB by which memory may be above that of the first ten cases, at most.
+        Most MiB by which memory may exceed that of the first ten cases.
     """
     at = f"{case.__module__.split('tests.')[-1]}:{case.__name__}"
     command = [sys.executable, "-m", "tests.attacks.cases", at, "0", str(cases), str(folder), str(grows)]
@@ -49,7 +49,7 @@ def survive(case: Callable[[int, Path], object], folder: Path, *, cases: int = C
 
 
 def mutated(data: bytes, number: int) -> bytes:
-    """Bytes with a few of them altered, one stretch cut, doubled or zeroed, or an integer of some width overwritten."""
+    """Return the bytes with some altered, a stretch cut, doubled or zeroed, or an integer overwritten."""
     rng = random.Random(number)
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
@@ -76,7 +76,7 @@ def mutated(data: bytes, number: int) -> bytes:
 
 
 def _memory() -> int:
-    """Most that this process has held, in MiB; `getrusage` would count what its parent held."""
+    """Return the peak memory of this process in MiB; `getrusage` would include that of its parent."""
     held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(held.split()[1]) // 1024
 

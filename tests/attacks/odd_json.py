@@ -1,4 +1,4 @@
-"""JSON with one value or key altered to something that nobody wrote."""
+"""JSON with one value or key altered at random."""
 
 import copy
 import random
@@ -50,7 +50,7 @@ ODD: tuple[Any, ...] = (
 
 
 def altered(value: Any, number: int) -> Any:
-    """A copy with one to three entries, somewhere in it, replaced, removed, doubled, added or scaled."""
+    """Return a copy with one to three random entries replaced, removed, doubled, added or scaled."""
     rng = random.Random(number)
     changed = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -80,7 +80,7 @@ def altered(value: Any, number: int) -> Any:
 
 
 def written(value: Any) -> bytes:
-    """JSON as Python writes it, NaN among it."""
+    """Return JSON as Python writes it, including NaN."""
     import json
 
     return json.dumps(value).replace('"deep"', "[" * 100_000 + "]" * 100_000).replace('"1e999"', "1e999").encode()

@@ -1,4 +1,4 @@
-"""Servers on loopback that speak as much of vLLM's protocol as the client does, or anything but that: real sockets."""
+"""Servers on loopback, with real sockets, that speak the client's part of vLLM's protocol or break it."""
 
 import hashlib
 import json
@@ -7,10 +7,10 @@ import threading
 
 
 class Loopback:
-    """A server whose answers to completions are up to `act(connection, body)`; it answers all else as vLLM does.
+    """A server that lets `act(connection, body)` answer completions; it answers all else as vLLM does.
 
-    `seen` has the head of every request, `connections` counts them. `act` may send what it likes; the connection is
-    closed after it unless it returns True.
+    `seen` has the head of every request, `connections` counts them. `act` may send anything; the connection
+    is closed after it unless it returns True.
     """
 
     def __init__(self, act, vocabulary, names=("m",)):
@@ -73,12 +73,12 @@ def response(value, status="200 OK", *headers):
 
 
 def log_probability(prompt):
-    """A number that a prompt always gets."""
+    """Return a number that depends only on the prompt."""
     return -1 - hashlib.sha256(repr(prompt).encode()).digest()[0] / 32
 
 
 def places(prompt):
-    """What vLLM says of a prompt's ids."""
+    """Return what vLLM reports of a prompt's ids."""
     told = [
         {str(token_id): {"logprob": log_probability(prompt[: i + 2]), "rank": 1, "decoded_token": "x"}}
         for i, token_id in enumerate(prompt[1:])
@@ -87,7 +87,7 @@ def places(prompt):
 
 
 def completion(body):
-    """What vLLM would answer; an output is one cell where one is asked for."""
+    """Return what vLLM would answer; an output is one cell if one is asked for."""
     choices = [
         {"index": i, "text": "", "token_ids": [0], "prompt_token_ids": prompt, "prompt_logprobs": places(prompt)}
         for i, prompt in enumerate(body["prompt"])
@@ -96,6 +96,6 @@ def completion(body):
 
 
 def annotates(connection, body):
-    """A server as it should be."""
+    """A correct server."""
     connection.sendall(response(completion(body)))
     return True

@@ -1,4 +1,4 @@
-"""The judge of hostile cases sees what it must: a crash, another error, a hang's cause, memory."""
+"""The runner of hostile cases notices a crash, a foreign error, the cause of a hang, and memory."""
 
 import os
 

@@ -1,6 +1,6 @@
-"""A disk that is full, at many sizes from far too small to just enough: one sentence, nothing left, nothing lost.
+"""Full disks of many sizes, up to just enough: one sentence, no file left behind, no earlier file lost.
 
-Every kind of output is written by what the commands call, in a process of its own, since HDF5 crashes where its last
+The functions behind the commands write every kind of output, in a separate process, because HDF5 crashes if its last
 writes fail.
 """
 
@@ -86,7 +86,7 @@ def report(out, **options):
 @cache
 def annotated():
     cells = anndata.read_h5ad(given())
-    cells.obsm["X_umap"] = np.random.default_rng(0).normal(size=(cells.n_obs, 2))  # to compute one takes long
+    cells.obsm["X_umap"] = np.random.default_rng(0).normal(size=(cells.n_obs, 2))  # computing one takes long
     rvqa.annotate(cells, model(), labels=model().card.labels[:3], progress=False, **DEPTH)
     return cells
 
@@ -134,7 +134,7 @@ WRITERS = {
 
 @contextmanager
 def disk(folder, size):
-    """A file system of `size` bytes where one can be mounted, else a limit on the size of files."""
+    """A file system of `size` bytes if one can be mounted, else a limit on the size of files."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
     mounted = not subprocess.run(mount, capture_output=True, check=False).returncode
@@ -158,7 +158,7 @@ def contents(folder):
 
 @cache
 def needed(name):
-    """Bytes of disk that an output takes at the most, in pages."""
+    """Return the most bytes of disk that an output takes, in pages."""
     with tempfile.TemporaryDirectory() as place:
         WRITERS[name](Path(place) / name)
         files = [path for path in Path(place).rglob("*") if path.is_file()]
@@ -166,7 +166,7 @@ def needed(name):
 
 
 def full(number, folder):
-    """Write where there is too little room, every other time beside an output that was there before."""
+    """Write with too little room, every other time beside an earlier output."""
     name = list(WRITERS)[number % len(WRITERS)]
     at = number // len(WRITERS)
     size = 4096 * (2 + (needed(name) * (at + 1) // SIZES) // 4096)

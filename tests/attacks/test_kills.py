@@ -1,4 +1,4 @@
-"""Commands killed at random moments: nothing half-written under a final name, and the same command then succeeds.
+"""Commands killed at random moments leave nothing half-written under a final name, and then succeed.
 
 Half of the moments are spread over the time of a run, half over its operations on files (open, rename, remove, ...), so
 that the short phase of writing gets its share.
@@ -21,7 +21,7 @@ EVENTS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", 
 
 
 def command(arguments, last, said):
-    """Run a command in this process; it kills itself at an operation on files, or tells how many there were."""
+    """Run a command in this process, which kills itself at an operation on files or reports their number."""
     from rvqa import cli
 
     count = 0
@@ -47,14 +47,14 @@ def command(arguments, last, said):
 
 @pytest.fixture(scope="module")
 def processes():
-    """New processes that have all modules from the start."""
+    """New processes with all modules loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["zarr", "rvqa.cli", "rvqa.annotation", "rvqa.training.fit", "rvqa.atlas.run"])
     return context
 
 
 def run(processes, arguments, *, after=None, last=None):
-    """Run a command, killed after some seconds or at an operation; exit code, operations, seconds."""
+    """Run a command, killed after some seconds or at an operation; return exit code, operations, seconds."""
     said, send = processes.Pipe(duplex=False)
     child = processes.Process(target=command, args=(arguments, last, send))
     child.start()
@@ -64,20 +64,20 @@ def run(processes, arguments, *, after=None, last=None):
     if after is not None:
         child.join(after)
         child.kill()
-    with suppress(EOFError):  # of one that is killed
+    with suppress(EOFError):  # of a killed command
         count = said.recv()
     child.join()
     return child.exitcode, count, time.perf_counter() - start
 
 
 def contents(path):
-    """Files of an output, without what tells the time."""
+    """Return the files of an output, without times."""
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     return {each.relative_to(path).as_posix(): each.read_bytes() for each in files}
 
 
 def arguments_of(name, folder, model_path, out):
-    """The command that writes an output."""
+    """Return the command that writes an output."""
     depth = ["--library-size-key", "depth", "--quiet"]
     if name == "fit":
         return ["fit", folder / "cells.h5ad", "-o", out, "--labels", "label", "--steps", "2", *depth]
@@ -109,7 +109,7 @@ def test_killed(name, shipped, model, model_path, processes, tmp_path):
         killed += code != 0
         if out.exists():
             assert contents(out) == whole, moment
-        if number % 2 or number == KILLS - 1:  # or the next is of a run that goes on
+        if number % 2 or number == KILLS - 1:  # or the next run would continue it
             code, *_ = run(processes, [*again, "--force"])
             assert code == 0
             assert contents(out) == whole, moment

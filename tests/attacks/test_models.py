@@ -1,4 +1,4 @@
-"""Model directories that somebody altered: refused in a sentence, or as good as they look; nothing in them is run."""
+"""Altered model directories are rejected in one sentence or work; no code in them is ever run."""
 
 import json
 import math
@@ -27,7 +27,7 @@ NUMBERS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-39, 1e-30, 1e6, 1e20, 3e38, -3e38, ma
 
 @cache
 def whole() -> dict[str, bytes]:
-    """Files of a model by name."""
+    """Return the files of a model by name."""
     path = Path(os.environ["RVQA_ATTACKED_MODEL"])
     return {each.relative_to(path).as_posix(): each.read_bytes() for each in sorted(path.rglob("*")) if each.is_file()}
 
@@ -51,14 +51,14 @@ def put(files: dict[str, bytes], folder: Path) -> Path:
 
 
 def header_altered(data: bytes, number: int) -> bytes:
-    """A safetensors file with its header altered: names, types, shapes and offsets."""
+    """Return a safetensors file with names, types, shapes or offsets of its header altered."""
     size = int.from_bytes(data[:8], "little")
     header = written(altered(json.loads(data[8 : 8 + size]), number))
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def values_altered(data: bytes, number: int) -> bytes:
-    """A safetensors file with some values of a tensor overwritten."""
+    """Return a safetensors file with some values of a tensor overwritten."""
     import safetensors.torch
 
     rng, tensors = random.Random(number), safetensors.torch.load(data)
@@ -84,7 +84,7 @@ def finite(*arrays: np.ndarray) -> None:
 
 
 def cell_tokenizer(number: int, folder: Path) -> None:
-    """The card and the cell tokenizer: what is accepted encodes and decodes to numbers."""
+    """The card and the cell tokenizer: one that is accepted must encode and decode to numbers."""
     name = PARTS[number % 4] if number % 5 else PARTS[3]
     needed = {each: data for each, data in whole().items() if each in PARTS}
     tokenizer = load_tokenizer(put(needed | {name: changed(name, number // 4)}, folder))
@@ -99,7 +99,7 @@ def cell_tokenizer(number: int, folder: Path) -> None:
 
 
 def model(number: int, folder: Path) -> None:
-    """Any file of a model: what is accepted annotates with probabilities."""
+    """Any file of a model: one that is accepted must annotate with probabilities."""
     name = random.Random(number).choice(sorted(whole()))
     loaded = rvqa.load(put(whole() | {name: changed(name, number)}, folder), weights=number % 3 > 0)
     if loaded.network is not None:
@@ -114,7 +114,7 @@ HUGE = (
 
 
 def huge_config(number: int, folder: Path) -> None:
-    """A config that asks for more than there is takes no memory for it."""
+    """A config that asks for more memory than there is does not take it."""
     key, size = HUGE[number % len(HUGE)], (10**6, 10**9, 10**12)[number // len(HUGE)]
     config = json.loads(whole()["config.json"])
     config[key] = ["full_attention"] * min(size, 10**6) if key == "layer_types" else size
@@ -134,7 +134,7 @@ def test_altered_cell_tokenizers_are_refused_or_good(tmp_path):
 
 
 def test_altered_models_are_refused_or_good(tmp_path):
-    """A tenth of the cases: each loads a language model."""
+    """Only a tenth of the cases run, because each loads a language model."""
     survive(model, tmp_path, cases=max(100, CASES // 10))
 
 
@@ -144,7 +144,7 @@ def test_a_config_cannot_ask_for_memory(tmp_path):
 
 @pytest.fixture
 def copied(model_path, tmp_path):
-    """A copy of the model, and a function that alters its card or a JSON file of another name."""
+    """Return a copy of the model, and a function that alters its card or another JSON file."""
     path = tmp_path / "model"
     shutil.copytree(model_path, path)
 
@@ -173,7 +173,7 @@ def test_names_are_names(copied, key, value, said):
 
 
 def test_nothing_in_a_model_is_run(copied, tmp_path):
-    """Neither code that its config names, nor a pickle beside its weights, nor a kernel of somebody's repository."""
+    """This holds for code that its config names, a pickle beside its weights, and a kernel of a repository."""
     code = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
     own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
 
@@ -212,7 +212,7 @@ def test_a_pipe_is_not_waited_for(copied):
 
 
 def test_links_to_files_are_followed(copied, tmp_path):
-    """A cache of Hugging Face holds a model as links."""
+    """The Hugging Face cache stores a model as links."""
     path = copied()
     shutil.move(path / "model.safetensors", tmp_path / "elsewhere")
     (path / "model.safetensors").symlink_to(tmp_path / "elsewhere")

@@ -1,5 +1,5 @@
-"""Every entry point of the kernels on hostile arguments, on every instruction set: what is valid gives the reference's
-bits, all else one sentence, from the function and from its operator. `make fuzz` runs it under sanitizers.
+"""Every entry point of the kernels on hostile arguments, on each instruction set. Valid ones give the reference's bits,
+all others one sentence, from the function and from its operator. `make fuzz` runs it under sanitizers.
 """
 
 import os
@@ -78,11 +78,11 @@ THINGS = ("2", [1], b"", {}, 1j, np.ones(2), torch.ones(2, 2), object(), Path())
 
 
 class Own(torch.Tensor):
-    """A tensor of someone's own."""
+    """A subclass of torch.Tensor, as users may define."""
 
 
 class Draw:
-    """Arguments of one case, from its seed alone."""
+    """Draws the arguments of one case from its seed alone."""
 
     def __init__(self, seed: str):
         self.rng = random.Random(seed)
@@ -107,7 +107,7 @@ class Draw:
 
     def tables(self):
         tables = ops.prepare(self.codebooks())
-        # Tables of another backend have nothing packed.
+        # Tables of another backend have an empty `packed`.
         return {"codebooks": tables.codebooks_MKD, "packed": tables.packed[: self.of(None, None, 0)]}
 
     def rows_of_counts(self):
@@ -123,7 +123,7 @@ class Draw:
         return {"indptr": indptr.to(self.of(*INDICES)), "indices": indices, "data": data}, columns
 
     def arguments(self, entry):
-        """Valid arguments by name; tables as their two tensors."""
+        """Return valid arguments by name; tables are given as their two tensors."""
         if entry == "prepare":
             return {"codebooks": self.codebooks()}
         if entry == "nearest_codeword":
@@ -163,11 +163,11 @@ class Draw:
         }
 
     def hostile(self, entry, arguments, names):
-        """Alters one of the arguments named. Returns what to expect, see `made`."""
+        """Alter one of the named arguments; return what to expect, as in `made`."""
         name = self.of(*names)
         names.remove(name)
         expect = self.altered(entry, arguments, name, names)
-        if name == "packed":  # nothing but the native module looks into it, and nothing that decodes looks at all
+        if name == "packed":  # only the native module reads it, and decoding never does
             return "bad" if expect == "bad" and not entry.startswith("decode") else "loose"
         return "loose" if name == "codebooks" and "packed" in arguments and expect == "same" else expect
 
@@ -198,7 +198,7 @@ class Draw:
             return "loose" if name in ("out", "logits") else "same"
         if how == 4:
             return self.relayed(name, arguments)
-        if how == 5:  # in memory that is not aligned
+        if how == 5:  # memory is not aligned
             if name == "packed" or value.numel() == 0:
                 return "same"
             memory = bytearray(1) + bytearray(value.contiguous().flatten().view(torch.uint8).numpy())
@@ -210,7 +210,7 @@ class Draw:
         if how == 7 and value.is_floating_point() and name not in ("out", "logits"):
             arguments[name] = value.requires_grad_()
             return "same"
-        if how == 8 and name in ("out", "logits") and len(names) > 1:  # memory in common with what is read
+        if how == 8 and name in ("out", "logits") and len(names) > 1:  # output shares memory with an input
             other = self.of(*(key for key in arguments if isinstance(arguments[key], torch.Tensor) and key in names))
             names.clear()
             size = max(value.numel() * value.itemsize, arguments[other].nbytes)
@@ -240,7 +240,7 @@ class Draw:
         return value.select(axis, 0) if value.shape[axis] else value.T
 
     def restrided(self, value):
-        """The same shape, laid out in another way; some with other values."""
+        """Return the same shape in another layout; some have other values."""
         if value.ndim == 0 or value.numel() == 0:
             return value
         how, last = self.rng.randrange(6), value.ndim - 1
@@ -262,10 +262,10 @@ class Draw:
         return torch.as_strided(value, value.shape, huge)
 
     def relayed(self, name, arguments):
-        """Another layout, place or bit of sign."""
+        """Change its layout, device or sign bit."""
         value = arguments[name]
         how = self.rng.randrange(5)
-        common = value.dtype in (torch.float32, torch.int64)  # torch has no such tensors of some others
+        common = value.dtype in (torch.float32, torch.int64)  # torch lacks these for some dtypes
         if how == 0 and common:
             arguments[name] = value.to_sparse()
         elif how == 1:
@@ -282,7 +282,7 @@ class Draw:
         return "bad"
 
     def revalued(self, name, arguments):
-        """Other values at a few places, or of all of packed codebooks."""
+        """Change values at a few places, or all of packed codebooks."""
         value = arguments[name] = arguments[name].clone()
         if value.numel() == 0:
             return "same"
@@ -315,7 +315,7 @@ class Draw:
 
 
 def made(isa, number):
-    """The entry point, its arguments and what to expect: "valid", "same" (as the reference), "bad" or "loose"."""
+    """Return entry point, arguments and what to expect: "valid", "same" (as the reference), "bad" or "loose"."""
     draw = Draw(f"{isa} {number}")
     entry = list(ENTRIES)[number % len(ENTRIES)]
     arguments = draw.arguments(entry)
@@ -329,7 +329,7 @@ def made(isa, number):
 
 
 def run(entry, arguments):
-    """The function of the door."""
+    """Call the function in `rvqa.kernels.ops`."""
     given = dict(arguments)
     if "packed" in given:
         given["tables"] = ops.Tables(given.pop("codebooks"), given.pop("packed"))
@@ -339,18 +339,18 @@ def run(entry, arguments):
 
 
 def operate(entry, arguments):
-    """The operator behind it."""
+    """Call the operator behind it."""
     given = dict(arguments)
     if entry.startswith("decode"):
         given.pop("packed")
-    if given.get("out", entry) is None:  # to torch this is a tensor that is not defined
+    if given.get("out", entry) is None:  # torch takes this for an undefined tensor
         raise TypeError("no out")
     result = getattr(torch.ops.rvqa, ENTRIES[entry])(**given)
     return given.get("out", given.get("logits")) if result is None else result
 
 
 def outcome(function, isa, number, entry, arguments):
-    """What a call gives, or how it ends."""
+    """Return the result of a call, or how it ends."""
     if entry in ("decode_into", "apply_span_mask_"):  # which write to them
         _, arguments, _ = made(isa, number)
     try:
@@ -361,7 +361,7 @@ def outcome(function, isa, number, entry, arguments):
 
 
 def same(one, other):
-    """Whether two results have the same bits, NaN whatever its own."""
+    """Return whether two results have the same bits; all NaN count as equal."""
     for a, b in zip(one, other, strict=True):
         a, b = torch.as_tensor(a), torch.as_tensor(b)
         if a.shape != b.shape or a.dtype != b.dtype:
@@ -405,7 +405,7 @@ def call(number, folder):
 
 
 def useful(entry, got, right):
-    """Whether what is of use is the same: not the totals of entries that are not counts."""
+    """Return whether the meaningful parts are the same; totals of entries that are not counts are not."""
     if entry == "csr_totals" and int(right[1]):
         return int(got[1]) == int(right[1])
     return same(got, right)
@@ -418,7 +418,7 @@ def flags():
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_every_entry_point(isa, tmp_path, monkeypatch):
-    """A third of the cases of each entry point on each instruction set."""
+    """Each instruction set gets a third of the cases of each entry point."""
     if isa not in ("portable", *(kind[:6] for kind in flags().split())):
         pytest.skip(f"this CPU has no {isa}")
     monkeypatch.setenv("RVQA_ISA", isa)

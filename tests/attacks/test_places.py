@@ -1,4 +1,4 @@
-"""Only what rvqa made is removed, inputs stay the same while they are read, and files have the mode of the umask."""
+"""rvqa removes only its own files, notices inputs that change, and gives files the mode of the umask."""
 
 import fcntl
 import os
@@ -151,16 +151,16 @@ def test_tensors_of_others_in_a_checkpoint_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["checkpoint.json", "notes.txt", "step-2.safetensors"]
     (tmp_path / "step-7.safetensors").write_text("mine")
     before = state(tmp_path)
-    with pytest.raises(InputError, match=r"holds step-7\.safetensors, which no fit has put there"):
+    with pytest.raises(InputError, match=r"holds step-7\.safetensors, which no fit wrote"):
         written(3)
     assert state(tmp_path) == before
 
 
-# What killed runs leave
+# What killed runs leave behind
 
 
 def left_behind(place):
-    """Have a process begin an output and be killed."""
+    """Start an output in a process and kill it."""
     told = (
         "import os, sys; from pathlib import Path; from rvqa.io.temporaries import folder_beside\n"
         "with folder_beside(Path(sys.argv[1])) as folder:\n"
@@ -182,7 +182,7 @@ def test_the_next_start_removes_what_dead_processes_left_and_nothing_else(tmp_pa
         told = (
             "import sys, pathlib; from rvqa.io.temporaries import remove_dead; remove_dead(pathlib.Path(sys.argv[1]))"
         )
-        subprocess.run([sys.executable, "-c", told, str(tmp_path)], check=True)  # also for other processes
+        subprocess.run([sys.executable, "-c", told, str(tmp_path)], check=True)  # also visible to other processes
         assert live.is_dir()
     assert not left.exists()
     assert sorted(os.listdir(tmp_path)) == [".a.h5ad-rvqa-notes", ".b-rvqa-01234567", ".c-rvqa-01234567"]
@@ -200,7 +200,7 @@ def test_an_output_that_was_set_aside_when_killed_is_put_back(tmp_path, monkeypa
 
 
 def test_a_temporary_that_another_took_for_dead_is_made_again(tmp_path, monkeypatch):
-    """The other locks it between its making and its lock."""
+    """Another process locks it after it is made and before its maker locks it."""
     lock, others = fcntl.flock, []
 
     def another_first(file, how):
@@ -259,7 +259,7 @@ def test_everything_has_the_mode_of_the_umask(mask, path, cells, model, tmp_path
 
 
 def overwrite(path):
-    """Write into the same file; as h5py has it open, without h5py."""
+    """Write into the same file without h5py, which has it open."""
     with path.open("r+b") as file:
         file.write(b"\x89")
 
@@ -278,7 +278,7 @@ def cut(path):
 @pytest.mark.parametrize("suffix", [".rvq", ".zarr", ".parquet", ".h5ad"])
 @pytest.mark.parametrize("size", [10, 1000])
 def test_an_input_that_changes_is_refused(change, suffix, size, path, model, tmp_path):
-    """In the middle of a run of several tasks, or of one."""
+    """The input changes in the middle of a run of several tasks, or of one."""
     out = tmp_path / f"a{suffix}"
     changed = []
 
@@ -301,7 +301,7 @@ def test_an_input_that_changes_in_place_is_refused(path, model, tmp_path):
 
 
 def test_rows_of_an_input_that_changed_are_not_gone_on_with(cells, path, model, tmp_path, monkeypatch):
-    """Stopped between turning a matrix and the manifest."""
+    """The run stops after it has transposed a matrix and before it writes the manifest."""
     import scipy.sparse as sp
 
     cells = cells.copy()

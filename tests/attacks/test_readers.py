@@ -1,4 +1,4 @@
-"""Hostile and rotten files of cells: whatever a byte of them says, reading ends in counts or in one sentence."""
+"""Hostile and damaged files of cells: reading gives counts or raises an error of one sentence."""
 
 import contextlib
 import json
@@ -72,7 +72,7 @@ def h5ad(form: str, filters: str, folder: Path) -> Path:
     with h5py.File(folder / "cells.h5ad", "w") as file:
         write_elem(file, "/", made, dataset_kwargs=FILTERS[filters])
         write_elem(file, "uns", {"note": {"by": "hand"}})
-        if filters == "fletcher32":  # which strings cannot have
+        if filters == "fletcher32":  # strings cannot have this
             write_elem(file, "X", made.X, dataset_kwargs={**FILTERS[filters], "fletcher32": True})
     return folder / "cells.h5ad"
 
@@ -173,7 +173,7 @@ KINDS = {
 
 @cache
 def whole_files(kind: str) -> list[tuple[str, dict[str, bytes]]]:
-    """Every file of a kind: its name, and bytes by path inside ("" for a file alone)."""
+    """Return each file of a kind: its name, and bytes by path inside ("" for a single file)."""
     import tempfile
 
     made = []
@@ -189,7 +189,7 @@ def whole_files(kind: str) -> list[tuple[str, dict[str, bytes]]]:
 
 
 def use(path: Path, number: int, folder: Path) -> None:
-    """Read a file in one of the ways in which commands do."""
+    """Read a file in one of the ways that commands use."""
     if number % 3 == 0:
         read_cells(path, layer="auto", whole=True)
     elif number % 3 == 1:
@@ -237,7 +237,7 @@ def test_altered_files_end_in_counts_or_a_sentence(kind, tmp_path):
     survive({"h5ad": of_h5ad, "h5mu": of_h5mu, "tenx": of_tenx, "zarr": of_zarr, "market": of_market}[kind], tmp_path)
 
 
-# Bit rot that a checksum or a length tells: the file, the dataset and the chunk are named.
+# Bit rot that a checksum or a length reveals: the error names the file, the dataset and the chunk.
 
 
 def big_h5ad(path: Path, form: str, **kinds) -> None:
@@ -255,7 +255,7 @@ def big_h5ad(path: Path, form: str, **kinds) -> None:
 
 
 def spoil_chunk(path: Path, dataset: str, number: int, change) -> None:
-    """Alter the bytes of one chunk where they stand in the file."""
+    """Alter the bytes of one chunk in place in the file."""
     with h5py.File(path) as file:
         info = file[dataset].id.get_chunk_info(number)
     data = bytearray(path.read_bytes())
@@ -349,7 +349,7 @@ def test_a_rotten_chunk_of_a_store_is_named(store, tmp_path):
             read()
 
 
-# Values that are not counts: both ways refuse them alike.
+# Values that are not counts: both ways reject them alike.
 
 STORAGES = {
     "h5ad, csr": lambda values, folder: retyped(folder, "csr", values),
@@ -406,7 +406,7 @@ def test_values_that_are_no_counts_are_refused_both_ways(storage, dtype, tmp_pat
 
 
 def bare(path: Path, n: int = 24, **obs) -> h5py.File:
-    """A file whose parts are to be replaced."""
+    """Write a file whose parts a test replaces."""
     made = anndata.AnnData(cells().X[:n], obs=pd.DataFrame(index=cells().obs_names[:n]), var=cells().var)
     made.write_h5ad(path)
     return h5py.File(path, "r+")
@@ -436,7 +436,7 @@ def a_long_category(folder):
 
 
 def one_text_for_all(folder):
-    """200,000 cells of one name of 1 MB, stored once: 200 GB."""
+    """200,000 cells share one name of 1 MB, stored once: unpacked it is 200 GB."""
     with bare(folder / "cells.h5ad") as file:
         names = replaced(file, "obs/_index", shape=(200_000,), chunks=(200_000,), dtype=STRING)
         names[0] = "x" * 2**20
@@ -462,14 +462,14 @@ def zeros(wbits: int) -> bytes:
 
 
 def zstd_zeros() -> bytes:
-    """512 MiB of zeros as 16 kB of zstd: blocks that say one byte, 128 KiB times."""
+    """512 MiB of zeros as 16 kB of zstd: each block repeats one byte 128 KiB times."""
     head = b"\x28\xb5\x2f\xfd\xe0" + (2**29).to_bytes(8, "little")
     blocks = [(int(i == 4095) | 1 << 1 | 2**17 << 3).to_bytes(3, "little") + b"\0" for i in range(4096)]
     return head + b"".join(blocks)
 
 
 def deflated(chunk: int):
-    """A chunk of so many values that its stored bytes unpack to 512 MiB."""
+    """Write a chunk of so many values that its stored bytes unpack to 512 MiB."""
 
     def make(folder):
         n = len(cells().X.data)
@@ -516,7 +516,7 @@ BOMBS = [
 
 
 def bombs(number, folder):
-    """Ten plain files first, by which memory is judged; two with a long text, which can be read; then each bomb."""
+    """Ten plain files give the baseline of memory; then come two with a long text, which can be read, and the bombs."""
     if number < 10:
         return use(h5ad("csr", "gzip", folder), number, folder)
     if number < 12:
@@ -536,12 +536,10 @@ def bombs(number, folder):
 
 
 def test_bombs_take_no_memory(tmp_path):
-    survive(
-        bombs, tmp_path, cases=12 + len(BOMBS), grows=700
-    )  # of text files, 256 MiB are read before they are refused
+    survive(bombs, tmp_path, cases=12 + len(BOMBS), grows=700)  # 256 MiB of a text file are read before it is rejected
 
 
-# Files that would bring in what stands elsewhere, or change it.
+# Files that would read or change other files.
 
 
 def an_external_link(file, other):
@@ -568,7 +566,7 @@ def a_virtual_dataset(file, other):
 
 
 def where_results_go(file, other):
-    """What is written into obsm would be written into the other file."""
+    """A result written into obsm would go into the other file."""
     del file["obsm"]
     file["obsm"] = h5py.ExternalLink(str(other), "/")
 
@@ -596,7 +594,7 @@ def test_nothing_of_another_file_is_read(make, tmp_path):
 
 
 def test_links_inside_a_file_are_followed(tmp_path):
-    """Also in circles."""
+    """This includes links in circles."""
     with bare(tmp_path / "cells.h5ad") as file:
         file["layers/counts"] = h5py.SoftLink("/X")
         file["uns/up"], file["uns/again"] = file["/"], h5py.SoftLink("/uns")
@@ -617,7 +615,7 @@ def test_links_out_of_a_store(tmp_path):
 
 
 def test_a_codec_that_runs_programs(tmp_path):
-    """zarr 2 knows the codec pickle."""
+    """zarr 2 has a codec that unpickles."""
     path = zarr_store(2, "none", "csr", tmp_path)
     told = json.loads((path / "obs/depth/.zarray").read_text())
     told |= {"filters": [{"id": "pickle", "protocol": 5}], "dtype": "|O"}
@@ -639,7 +637,7 @@ def test_a_heap_that_is_cut_short(tmp_path, left):
 
 
 def test_a_heap_that_does_not_end(tmp_path):
-    """HDF5 would look for the texts in it for ever."""
+    """HDF5 would search it for the texts without end."""
     path = h5ad("csr", "plain", tmp_path)
     data = bytearray(path.read_bytes())
     at = data.index(b"GCOL") + 16

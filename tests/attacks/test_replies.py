@@ -1,4 +1,4 @@
-"""Files of replies that came from anywhere: damaged, of something else, full of what no engine would say."""
+"""Untrusted files of replies: damaged, of another kind, or full of replies that no engine gives."""
 
 import os
 import sqlite3
@@ -20,7 +20,7 @@ CELL = Ask((5, 6), rule=Rule("one_cell"), max_tokens=11)
 
 
 class Fixed:
-    """An engine that always says the same of each ask."""
+    """An engine that always gives the same reply to each ask."""
 
     def __init__(self, scores=(-1.0, -2.0), ids=()):
         self.scores, self.ids, self.asked = list(scores), list(ids), 0
@@ -40,7 +40,7 @@ def change(path, *statements):
 
 @pytest.fixture
 def kept(model, tmp_path):
-    """A file that has every reply of `SCORES`."""
+    """Write a file with every reply of `SCORES`."""
     gather(model, Fixed(), SCORES, resume=tmp_path / "replies")
     return tmp_path / "replies"
 
@@ -59,7 +59,7 @@ def kept(model, tmp_path):
     ],
 )
 def test_a_bad_reply_is_not_kept(model, tmp_path, bad, ask, match):
-    """Once the server is mended, the same call goes well."""
+    """Once the server is fixed, the same call succeeds."""
     for _ in range(2):
         with pytest.raises(EngineError, match=match):
             gather(model, bad, [ask], resume=tmp_path / "replies")
@@ -191,7 +191,7 @@ def test_a_file_that_may_not_be_written(model, kept):
 
 
 def test_a_full_disk_keeps_what_it_holds(model, tmp_path):
-    """No space for more replies: one sentence; with space, the same call asks only for the others."""
+    """Without space the call raises one sentence; with space, the same call asks only for the missing replies."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -222,7 +222,7 @@ def test_a_full_disk_keeps_what_it_holds(model, tmp_path):
 
 @cache
 def stored(folder):
-    """A model, and the bytes of a file with replies, once in the process of the cases."""
+    """Return a model and the bytes of a file with replies, made once per process."""
     loaded = rvqa.load(os.environ["RVQA_ATTACKED_MODEL"], weights=False)
     path = folder.parent / "whole"
     gather(loaded, Fixed(ids=cell_ids(loaded)), [*SCORES, CELL], resume=path)
@@ -234,7 +234,7 @@ def cell_ids(model):
 
 
 def ask_again(loaded, path):
-    """What is found in a file, and asked for anew, is what an engine could have said."""
+    """Replies found in a file, and those asked for again, are all ones that an engine could give."""
     *scored, written = gather(loaded, Fixed(ids=cell_ids(loaded)), [*SCORES, CELL], resume=path)
     assert all(len(reply.scores) == 2 and all(map(is_log_probability, reply.scores)) for reply in scored)
     loaded.vocabulary.codes([written.ids[: loaded.vocabulary.span_length]])
@@ -252,7 +252,7 @@ def test_altered_files(model_path, tmp_path, monkeypatch):
 
 
 def altered_rows(number, folder):
-    """A sound file whose rows have altered texts."""
+    """Return a valid file whose rows have altered texts."""
     loaded, data = stored(folder)
     path = folder / "replies"
     path.write_bytes(data)

@@ -1,5 +1,5 @@
-"""A hostile server: whatever it sends, or does not, a call ends in time with one sentence, within memory, and what
-opens the server (token, password) goes to its address alone and is never shown."""
+"""A hostile server: whatever it sends or withholds, a call ends in time with one sentence and bounded memory.
+Credentials (token, password) go only to its address and are never shown."""
 
 import itertools
 import json
@@ -44,13 +44,13 @@ def token(monkeypatch):
 
 
 def in_time(act):
-    """Result of a call that must end by itself; it has many times what it needs."""
+    """Return the result of a call that must end by itself; the limit is many times what it needs."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(act).result(timeout=40)
 
 
 def refusal(model, act, ask=SCORES, **settings):
-    """What a client says where a server answers with `act`."""
+    """Return the client's error if a server answers with `act`."""
     with Loopback(act, model.vocabulary) as server:
         client = Client(model, server.address, **{"timeout": 1.0, "patience": 0.0} | settings)
         with pytest.raises(EngineError) as failed:
@@ -67,7 +67,7 @@ def refusal(model, act, ask=SCORES, **settings):
 
 
 def drip(parts, every=0.05):
-    """Sends some bytes at a time, for ever."""
+    """Send a few bytes at a time, for ever."""
 
     def act(connection, body):
         for part in parts():
@@ -78,7 +78,7 @@ def drip(parts, every=0.05):
 
 
 def flood(start, part):
-    """Sends the same bytes for ever, as fast as they are taken."""
+    """Send the same bytes for ever, as fast as the client takes them."""
 
     def act(connection, body):
         connection.sendall(start)
@@ -119,7 +119,7 @@ def test_a_server_that_holds_on(model, how):
 
 
 def test_a_server_that_reads_nothing(model):
-    """The call itself does not fit into what the system takes on the way."""
+    """The request is larger than the buffers of the system."""
     with Loopback(annotates, model.vocabulary) as server:
         client = Client(model, server.address, timeout=1.0, patience=0.0)
         deaf = socket.create_server(("127.0.0.1", 0))
@@ -152,7 +152,7 @@ def test_what_is_endless_is_not_read_to_its_end(model, how):
 
     said = refusal(model, act, timeout=60.0)
     assert "more than" in said or "does not answer" in said or "answered 400: no no no" in said
-    assert sum(taken) < 16 * 2**20  # most of it in buffers of the system
+    assert sum(taken) < 16 * 2**20  # most of it is in buffers of the system
 
 
 def test_a_gzip_bomb_is_not_unpacked(model):
@@ -239,7 +239,7 @@ def test_tls_where_there_is_none(model, answers):
 
 
 def with_choices(change):
-    """A completion whose list of choices is changed."""
+    """Return a completion whose list of choices is changed."""
 
     def act(connection, body):
         whole = completion(body)
@@ -250,7 +250,7 @@ def with_choices(change):
 
 
 def with_places(change):
-    """A completion in which what is said of each id of the first prompt is changed."""
+    """Return a completion with changed entries for each id of the first prompt."""
 
     def changed(choices):
         return [choices[0] | {"prompt_logprobs": change(choices[0]["prompt_logprobs"])}, *choices[1:]]
@@ -474,7 +474,7 @@ def test_what_a_request_may_ask_for_is_bounded(options, match):
 
 @cache
 def fuzzed():
-    """A client and its server, once in the process of the cases; the server sends what `data` holds."""
+    """Return a client and its server, made once per process; the server sends what `data` holds."""
     loaded = rvqa.load(os.environ["RVQA_ATTACKED_MODEL"], weights=False)
     data = {}
     server = Loopback(lambda connection, body: connection.sendall(data["next"]), loaded.vocabulary)
@@ -514,12 +514,12 @@ def rows(path):
     with sqlite3.connect(path) as file:
         try:
             return file.execute("SELECT count(*) FROM replies").fetchone()[0]
-        except sqlite3.OperationalError:  # killed before the tables were there
+        except sqlite3.OperationalError:  # killed before the tables were made
             return 0
 
 
 def test_annotate_over_http_survives_kills(shipped, model, model_path, tmp_path):
-    """Killed at random replies, the same command goes on: the same labels; only what was not kept is asked again."""
+    """Killed at random replies, the same command continues to the same labels and asks only for missing replies."""
     cells = next(iter(shipped.tests.values()))[:200].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     kept, out = tmp_path / "out.h5ad.replies", tmp_path / "out.h5ad"

@@ -1,6 +1,6 @@
-"""Stores of codes that somebody altered: `.rvq` with every checksum right again, zarr and parquet, and their manifests.
+"""Altered stores of codes: `.rvq` with every checksum recomputed, zarr and parquet, and their manifests.
 
-A checksum that agrees proves nothing against one who can count it again, so bytes are altered both ways.
+An attacker can recompute a checksum, so bytes are altered both with and without that.
 """
 
 import json
@@ -38,7 +38,7 @@ HEADER = rvq._HEADER
 
 @cache
 def tokenizer(entries: int = 20) -> CellTokenizer:
-    """A tokenizer with random weights; 20 codes a level leave codes 20 to 31 to an attacker."""
+    """A tokenizer with random weights; its 20 codes per level leave codes 20 to 31 invalid."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         axis = GeneAxis(tuple(f"GENE{i}" for i in range(60)), ("",) * 60)
@@ -67,7 +67,7 @@ def stored(suffix: str, folder: Path) -> Path:
 
 @cache
 def bytes_of(suffix: str) -> dict[str, bytes]:
-    """Files of a store by their place in it, "" for a store that is one file."""
+    """Return files of a store by their path in it, "" for a store that is one file."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def put(files: dict[str, bytes], suffix: str, folder: Path) -> Path:
 
 
 def use(path: Path) -> None:
-    """All that can be done with a store; what is refused does not keep the rest from being tried."""
+    """Do all that can be done with a store; an error in one step does not skip the others."""
     codes = rvqa.open_codes(path, verify=True)
     refused = []
     steps = (
@@ -118,7 +118,7 @@ def use(path: Path) -> None:
 
 
 def mended(data: bytes) -> bytes:
-    """A `.rvq` file with every checksum right again, as far as its header says where they are."""
+    """Return a `.rvq` file with every checksum recomputed, as far as its header says where they are."""
     if len(data) < HEADER.size:
         return data
     *fields, _, _, _ = HEADER.unpack(data[: HEADER.size])
@@ -139,14 +139,14 @@ def mended(data: bytes) -> bytes:
 
 
 def sections(data: bytes) -> list[bytes]:
-    """Header, codes, checksums, table and manifest of a `.rvq` file."""
+    """Return header, codes, checksums, table and manifest of a `.rvq` file."""
     _, _, _, _, n, size, _, table, text, *_ = HEADER.unpack(data[: HEADER.size])
     ends = np.cumsum([0, HEADER.size, n * size, 4 * -(-n // rvq.BLOCK), table, text]).tolist()
     return [data[start:stop] for start, stop in pairwise(ends)]
 
 
 def joined(parts: list[bytes]) -> bytes:
-    """The file of those sections: the sizes of table and manifest and all checksums fit them."""
+    """Return the file of those sections, with fitting sizes of table and manifest and all checksums."""
     head = bytearray(parts[0])
     head[32:48] = struct.pack("<QQ", len(parts[3]), len(parts[4]))
     return mended(bytes(head) + b"".join(parts[1:]))
@@ -164,7 +164,7 @@ def rvq_mended(number: int, folder: Path) -> None:
 
 
 def rvq_offsets(number: int, folder: Path) -> None:
-    """Words of the table alone: the offsets of its texts, lengths in its messages."""
+    """Only words of the table are altered: offsets of its texts, lengths in its messages."""
     parts, rng = sections(bytes_of(".rvq")[""]), random.Random(number)
     table = bytearray(parts[3])
     for _ in range(rng.choice((1, 2, 8))):
@@ -177,7 +177,7 @@ def rvq_offsets(number: int, folder: Path) -> None:
 
 
 def rvq_header(number: int, folder: Path) -> None:
-    """Fields of the header: numbers that cannot be, products that overflow."""
+    """Fields of the header are altered: impossible numbers, products that overflow."""
     rng, data = random.Random(number), bytes_of(".rvq")[""]
     fields = list(HEADER.unpack(data[: HEADER.size]))
     widths = (0, 4, 2, 2, 8, 4, 4, 8, 8, 4, 4, 4)
@@ -200,7 +200,7 @@ def rvq_manifest(number: int, folder: Path) -> None:
 
 
 def parquet_bytes(number: int, folder: Path) -> None:
-    """Altered anywhere, or in the footer that says where everything is."""
+    """Bytes are altered anywhere, or in the footer that says where everything is."""
     data = bytes_of(".parquet")[""]
     size = int.from_bytes(data[-8:-4], "little")
     if number % 3:
@@ -245,7 +245,7 @@ def zarr_metadata(number: int, folder: Path) -> None:
 
 @cache
 def parts_of_a_run() -> dict[str, bytes]:
-    """What a run keeps beside its output, when it is stopped before its last task."""
+    """Return the parts that a run keeps beside its output when it stops before its last task."""
     import tempfile
 
     from rvqa.atlas import run
@@ -274,7 +274,7 @@ def parts_of_a_run() -> dict[str, bytes]:
 
 
 def run_parts(number: int, folder: Path) -> None:
-    """A stopped run goes on from what is right, makes the rest again, or says what is wrong."""
+    """A stopped run continues from valid parts and makes the rest again, or reports what is wrong."""
     files = dict(parts_of_a_run())
     name = random.Random(number).choice([name for name in sorted(files) if name.endswith((".rvq", ".json"))])
     if name.endswith(".json") and number % 2:
@@ -294,18 +294,18 @@ def run_parts(number: int, folder: Path) -> None:
 
 
 def rvq_file(number: int, folder: Path) -> None:
-    """Each way in turn."""
+    """The cases take each way in turn."""
     ways = (rvq_bytes, rvq_mended, rvq_offsets, rvq_header, rvq_manifest)
     ways[number % len(ways)](number // len(ways), folder)
 
 
 def parquet_file(number: int, folder: Path) -> None:
-    """Three cases of bytes for each of the manifest."""
+    """Three cases alter bytes for each one that alters the manifest."""
     (parquet_bytes if number % 4 else parquet_manifest)(number, folder)
 
 
 def zarr_store(number: int, folder: Path) -> None:
-    """Bytes and values in turn."""
+    """The cases alter bytes and values in turn."""
     (zarr_bytes if number % 2 else zarr_metadata)(number // 2, folder)
 
 
@@ -315,12 +315,12 @@ def test_altered_files_are_refused_or_read(case, tmp_path):
 
 
 def test_altered_stores_of_zarr_are_refused_or_read(tmp_path):
-    """A fifth of the cases: each reads 20 files through an event loop."""
+    """Only a fifth of the cases run, because each reads 20 files through an event loop."""
     survive(zarr_store, tmp_path, cases=CASES // 5)
 
 
 def test_a_run_goes_on_from_altered_parts_or_refuses_them(tmp_path):
-    """A tenth of the cases: each is a run."""
+    """Only a tenth of the cases run, because each is a whole run."""
     survive(run_parts, tmp_path, cases=CASES // 10)
 
 
@@ -330,7 +330,7 @@ def test_stores_that_nobody_altered_are_read(suffix, tmp_path):
 
 
 def test_offsets_that_lead_out_of_a_table(tmp_path):
-    """Arrow follows them without a check, to where the process is killed."""
+    """Arrow follows them without a check, which can kill the process."""
     parts = sections(bytes_of(".rvq")[""])
     at = parts[3].index(b"kind 0kind 1")
     parts[3] = parts[3][: at - 64] + b"\xff\xff\xff\x7f" * 8 + parts[3][at - 32 :]
@@ -372,7 +372,7 @@ def test_tables_that_are_not_of_cells(table, said, tmp_path):
 
 
 def test_codes_of_no_codeword_are_refused(tmp_path):
-    """Five bits hold 32 codes, a byte 256; there are 20."""
+    """Five bits hold 32 codes and a byte 256, but there are only 20."""
     parts = sections(bytes_of(".rvq")[""])
     packed = np.frombuffer(parts[1], np.uint8).reshape(-1, 5).copy()
     packed[7] = 255
@@ -411,7 +411,7 @@ def test_what_a_parquet_file_of_codes_is_not(tmp_path):
 
 
 def test_a_dictionary_that_unpacks_to_a_terabyte(tmp_path):
-    """One name of a megabyte, once in the file, for every cell."""
+    """Every cell has the same name of a megabyte, stored once in the file."""
     manifest = json.loads(parquet_table().schema.metadata[b"rvqa"])
     n = 2**20
     manifest |= {"cells": n, "inputs": [{"name": "a", "cells": n}]}
@@ -428,7 +428,7 @@ def test_a_dictionary_that_unpacks_to_a_terabyte(tmp_path):
 
 
 def test_chunks_that_unpack_to_more_than_they_hold(tmp_path):
-    """Zeros by the gigabyte, in chunks of numbers and of text."""
+    """Chunks of numbers and of text unpack to gigabytes of zeros."""
     zeros = pa.compress(bytes(2**29), codec="zstd", asbytes=True)
     for name in ("obs/number/c/0", "obs_names/c/0"):
         store = put(dict(bytes_of(".zarr")) | {name: zeros}, ".zarr", tmp_path / name.replace("/", "-"))
@@ -455,7 +455,7 @@ def test_a_store_of_zarr_stays_in_its_folder(tmp_path):
 
 
 def test_files_of_one_name_in_two_folders(tmp_path):
-    """Two files called the same are one category."""
+    """Two files of the same name are one category."""
     paths = [tmp_path / name / "a.h5ad" for name in ("one", "two")]
     for path, n in zip(paths, (120, 130), strict=True):
         path.parent.mkdir()

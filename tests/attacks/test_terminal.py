@@ -1,4 +1,4 @@
-"""Names out of files are shown as text: a terminal acts on control characters, and an error must reach it whole."""
+"""Names from files are printed as text, because a terminal acts on control characters; errors arrive whole."""
 
 from rvqa.errors import printable
 

@@ -1,4 +1,4 @@
-"""The CUDA sources compiled for a CPU: built once a process, where there is a C++ compiler."""
+"""The CUDA sources compiled for a CPU, once per process, if there is a C++ compiler."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 
 
 def compiled(target: Path, *sources: Path, flags: tuple[str, ...] = ()) -> Path:
-    """Extension module of sources that see tests/cuda/emulation.h in the place of CUDA."""
+    """Compile an extension module from sources that see tests/cuda/emulation.h instead of CUDA."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("there is no C++ compiler to build the emulation with")
@@ -46,7 +46,7 @@ def compiled(target: Path, *sources: Path, flags: tuple[str, ...] = ()) -> Path:
 
 @cache
 def library() -> Path:
-    """The kernels, built or as RVQA_CUDA_EMULATED names them."""
+    """Return the kernels, built here or named by RVQA_CUDA_EMULATED."""
     if given := os.environ.get("RVQA_CUDA_EMULATED"):
         return Path(given)
     target = Path(tempfile.mkdtemp(prefix="rvqa-emulated-")) / "_cuda_emulated.so"
@@ -65,9 +65,9 @@ def load(name: str, path: Path) -> ModuleType:
 
 
 def require() -> None:
-    """Have the backend `cuda` run under the emulation in this process; skips where that cannot be built.
+    """Run the backend `cuda` under the emulation in this process; skip if it cannot be built.
 
-    The module is loaded once a process, so RVQA_CUDA_EMULATED stays set.
+    A process loads the module once, so RVQA_CUDA_EMULATED stays set.
     """
     if "rvqa.kernels.cuda.backend" not in sys.modules:
         os.environ["RVQA_CUDA_EMULATED"] = str(library())

@@ -1,6 +1,6 @@
-"""What nvcc makes of the CUDA sources: no warning, no spill, tensor cores and wide loads where they are meant to be.
+"""Checks of nvcc's output: no warning, no spill, and tensor cores and wide loads where the sources intend them.
 
-Skipped where there is no nvcc, which users never need; `make test-cuda` says so.
+They are skipped without nvcc, which users never need; `make test-cuda` reports that.
 """
 
 import re
@@ -39,7 +39,7 @@ def test_nothing_spills(source, architecture, tmp_path, record_property):
     }
     used = max(int(each) for each in re.findall(r"Used (\d+) registers", said))
     record_property("registers", used)
-    assert used * 128 * 2 <= REGISTERS  # two blocks of 128 threads, at least
+    assert used * 128 * 2 <= REGISTERS  # at least two blocks of 128 threads
 
 
 @pytest.mark.parametrize("name", ["residual_quantize", "nearest_codeword"])

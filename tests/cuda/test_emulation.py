@@ -1,4 +1,4 @@
-"""The emulation finds what a GPU would only sometimes show, and its tensor cores have the bits of mmasim."""
+"""The emulation finds errors that a GPU shows only sometimes; its tensor cores give the bits of mmasim."""
 
 import pytest
 import torch

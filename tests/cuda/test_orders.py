@@ -1,4 +1,4 @@
-"""On real latents and counts the kernels give the CPU's bits, in whatever order a GPU runs their threads."""
+"""On real latents and counts the kernels give the CPU's bits, in any order of a GPU's threads."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def order(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def real(pbmc_tokenizer, read):
-    """Latents, codes, and the parts of a CSR matrix of counts with its hidden units, of 400 cells, by the CPU."""
+    """Latents, codes, CSR parts of the counts and hidden units of 400 cells, computed by the CPU."""
     adata = read("pbmc3k_10x")[:400].copy()
     cells = read_counts(adata)
     alignment = cells.alignment(pbmc_tokenizer.axis)

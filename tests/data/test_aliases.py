@@ -1,4 +1,4 @@
-"""Previous symbols and aliases: what they resolve, and what they must leave alone."""
+"""Previous symbols and aliases: which names they resolve, and which they must not change."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ def frame() -> pd.DataFrame:
 
 
 def write(folder, name: str = TABLE_NAMES[0]):
-    """Write the table as the HGNC does, cells with several names in quotes."""
+    """Write the table as the HGNC does, with several names of a cell in quotes."""
     cells = frame().map(lambda text: f'"{text}"' if "|" in text else text)
     lines = ["\t".join(cells.columns), *("\t".join(row) for row in cells.itertuples(index=False))]
     data = "\n".join(lines).encode()
@@ -58,7 +58,7 @@ def no_folder(monkeypatch):
 
 
 def axis_of(*genes) -> GeneAxis:
-    """Axis of genes given as symbol or (symbol, Ensembl id), then the filler."""
+    """Return an axis of genes given as symbol or (symbol, Ensembl id), then the filler."""
     pairs = [gene if isinstance(gene, tuple) else (gene, "") for gene in (*genes, *FILLER)]
     symbols, ids = zip(*pairs, strict=True)
     return GeneAxis(symbols, ids)
@@ -75,7 +75,7 @@ def pairs(axis: GeneAxis) -> list[tuple[str, str]]:
 
 
 def resolved(table, file_genes, axis_genes) -> list[int]:
-    """Axis column of each file gene, -1 for none."""
+    """Return the axis column of each gene of a file, -1 for none."""
     found = align(var_of(*file_genes), axis_of(*axis_genes), aliases=table)
     assert (found.column_map[len(file_genes) :] == np.arange(len(FILLER)) + len(axis_genes)).all()
     return found.column_map[: len(file_genes)].tolist()
@@ -90,7 +90,7 @@ class TestNames:
             ("CXXC7", "KMT2A"),
             ("HRX", "KMT2A"),  # previous symbol of one gene, alias of another
             ("MTSOLD", "MTS"),  # and of a withdrawn entry
-            ("MTS", "MTS"),  # alias of another gene, too
+            ("MTS", "MTS"),  # also alias of another gene
             ("TWICE", None),  # previous symbol of two
             ("SHARED", None),  # alias of two
             ("LSMD", None),  # approved symbol of one gene, previous symbol of another
@@ -179,11 +179,11 @@ class TestResolving:
 
 
 class TestUnion:
-    """Files that name a gene in ways that only the table knows to be the same."""
+    """Files that name a gene in two ways, which only the table joins."""
 
     @staticmethod
     def union(table, *files) -> list[tuple[str, str]]:
-        """Genes of the union beside the filler, the same in any order."""
+        """Return the genes of the union without the filler; the order of files must not matter."""
         sizes = set()
         for order in permutations(files):
             axes = [axis_of(*file) for file in order]
@@ -211,9 +211,9 @@ class TestUnion:
             [["TWICE"], ["MTS"]],
             [["LSMD"], [("ENSG00000000012", "ENSG00000000012")]],
             [["KMT2A"], ["unknown"]],
-            # Both names in one file: it says that they are two genes.
+            # One file has both names, so they are two genes.
             [["KMT2A", "MLL"], ["KMT2A"]],
-            # As written they are one gene, whatever the table says; then it joins nothing else.
+            # The names as written agree, so they are one gene whatever the table has; it then joins nothing else.
             [[("MLL", "ENSG00000147889")], ["MLL"], ["KMT2A"]],
             [[("MLL", "ENSG00000147889")], ["MLL"], ["CDKN2A"]],
         ],
@@ -287,7 +287,7 @@ class TestRealTable:
 
     @pytest.fixture(scope="class")
     def names(self, ref_dir) -> pd.DataFrame:
-        """The table as the HGNC writes it, read independently of the code under test."""
+        """Read the HGNC's table independently of the code under test."""
         with gzip.open(ref_dir / TABLE_NAMES[0], "rt") as file:
             header, *rows = [[cell.strip('"') for cell in line.rstrip("\n").split("\t")] for line in file]
         table = pd.DataFrame(rows, columns=header)
@@ -311,7 +311,7 @@ class TestRealTable:
         renamed = list(axis.symbols)
         for at, symbol in enumerate(axis.symbols):
             unique = [name for name in previous.get(symbol, []) if times[name] == 1 and name not in taken]
-            # Not where it is a choice: the axis holds the gene under two names, or another gene bore its name before.
+            # Not if it is ambiguous: the axis has the gene under two names, or another gene had its name before.
             if unique and not own & set(previous[symbol]) and symbol not in times.index:
                 renamed[at] = unique[0]
         changed = np.array(renamed) != np.array(axis.symbols)
@@ -323,7 +323,7 @@ class TestRealTable:
             assert np.array_equal(found.column_map, same)
             assert found.n_by_alias == changed.sum()
             assert align(var, on_axis, aliases=False).n_measured == np.count_nonzero(~changed)
-        # The other way round: the model knows the old names, the file has the new ones, or only Ensembl ids.
+        # The reverse: the model has the old names, the file has the new ones or only Ensembl ids.
         old_axis = GeneAxis(tuple(renamed), ("",) * len(axis))
         assert np.array_equal(align(pd.DataFrame(index=axis.symbols), old_axis, aliases=hgnc).column_map, same)
         ids = [name or symbol for symbol, name in zip(axis.symbols, axis.ensembl_ids, strict=True)]
@@ -351,7 +351,7 @@ class TestRealTable:
         assert found.n_by_alias == by_alias.size > 80
 
         def agreement(columns: np.ndarray) -> float:
-            """Rank correlation, over genes, of mean counts in two files of the same tissue."""
+            """Return the rank correlation, over genes, of mean counts in two files of the same tissue."""
             means = pd.DataFrame({"new": np.asarray(new.X.mean(0)).ravel()[columns]})
             means["old"] = np.asarray(old.X.mean(0)).ravel()[found.column_map[columns]]
             return means.rank().corr().iloc[0, 1]
@@ -365,7 +365,7 @@ class TestRealTable:
             ids = GeneAxis(genes.ensembl_ids, genes.ensembl_ids)
             axes = [GeneAxis(genes.symbols, tuple(each if each == text else "" for text, each in pairs(genes))), ids]
             union = GeneAxis.union(axes, aliases=hgnc)
-            assert len(union) < 1.02 * len(genes)  # 0.6 and 1.3 % are named in ways that the table does not know
+            assert len(union) < 1.02 * len(genes)  # 0.6 and 1.3 % have names that are not in the table
             maps = [match_columns(each.to_frame(), union, aliases=hgnc) for each in axes]
             together = np.isin(maps[0], maps[1])
             assert np.array_equal(maps[0][together], maps[1][together]), "no gene is joined to another"

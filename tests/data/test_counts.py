@@ -1,4 +1,4 @@
-"""Raw counts: what passes, what is refused and in which words, and the normalisation built on them."""
+"""Raw counts: which input passes, which is rejected with what message, and the normalisation of counts."""
 
 import math
 from types import SimpleNamespace
@@ -28,12 +28,12 @@ FORMS = {
     "csr_array": sp.csr_array,
     "csc_array": sp.csc_array,
 }
-# What anndata does not store, but a caller may hand over.
+# anndata does not store these, but a caller may pass them.
 ALL_FORMS = FORMS | {"matrix": np.matrix, "coo": sp.coo_matrix, "strided": lambda x: np.repeat(x, 2, axis=1)[:, ::2]}
 
 
 def cells(seed: int, n_cells: int | None = None, n_genes: int | None = None) -> np.ndarray:
-    """Counts like real ones: overdispersed, mostly zero, cells of very different depth; no cell is empty."""
+    """Counts like real ones: overdispersed, mostly zero, at very different depths; no cell is empty."""
     rng = np.random.default_rng(seed)
     n_cells, n_genes = n_cells or int(rng.integers(5, 60)), n_genes or int(rng.integers(60, 200))
     depth = rng.uniform(0.5, 4, (n_cells, 1))
@@ -222,7 +222,7 @@ class TestRawCounts:
         view = adata[[3, 5], 2:40]
         assert same(raw_counts(view, layer="counts"), sp.csr_matrix(counts[[3, 5], 2:40]))
         assert same(raw_counts(view, layer="raw"), sp.csr_matrix(counts[[3, 5]]))
-        adata.layers["raw"] = adata.layers["counts"] + adata.layers["counts"].sign()  # not what .raw holds
+        adata.layers["raw"] = adata.layers["counts"] + adata.layers["counts"].sign()  # not the values of .raw
         assert raw_counts(adata, layer="raw").max() == counts[:, :60].max() + 1
 
     @pytest.mark.parametrize("form", ["dense", "csr", "csc"])

@@ -16,7 +16,7 @@ from rvqa.training.tokenizer.fit import gene_shares
 
 
 def drawn(seed, share_G, genes, *, cells=400, depth=5_000):
-    """Cells whose counts are drawn from shares, cut to some genes; the depth over all genes as a column."""
+    """Draw counts of cells from shares and keep some genes; a column has the depth over all genes."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(depth // 2, 2 * depth, cells)
     counts = rng.poisson(sizes[:, None] * share_G).astype(np.float32)
@@ -35,12 +35,12 @@ def share_G():
 
 
 def test_shares_of_files_that_measured_different_genes(share_G):
-    """The truth is what they were drawn from; every part is common to two of the files."""
+    """The true shares are known; every group of genes is common to two of the files."""
     panels = [np.arange(0, 450), np.arange(150, 600), np.r_[0:100, 500:600]]
     files = [drawn(seed, share_G, panel) for seed, panel in enumerate(panels)]
     shares = gene_shares([read_reference(each, name=f"file {i}") for i, each in enumerate(files)])
     order = [int(name.removeprefix("GENE")) for name in shares.axis.symbols]
-    least = min(file.obs["depth"].sum() for file in files)  # a gene is measured in one file or more
+    least = min(file.obs["depth"].sum() for file in files)  # at least one file measures each gene
     standard_error_G = np.sqrt(share_G[order] / least)
     assert (np.abs(shares.share_G - share_G[order]) < 5 * standard_error_G).all()
     for file, panel in zip(files, panels, strict=True):
@@ -52,7 +52,7 @@ def test_shares_of_files_that_measured_different_genes(share_G):
 
 
 def test_totals_that_a_file_gives_are_believed(share_G):
-    """One file of a panel alone could not say how much is missing; its column does."""
+    """A single file of a panel does not show how many counts are missing, but its column of totals does."""
     file = drawn(3, share_G, np.arange(200))
     told = gene_shares(
         [
@@ -107,7 +107,7 @@ def test_cells_without_any_known_gene(share_G):
 
 class TestFiles:
     def test_shares_are_saved_with_the_tokenizer(self, share_G, tmp_path):
-        """The axis keeps its order, and genes beside it are kept."""
+        """The axis keeps its order, and genes outside it are kept."""
         shares = gene_shares([read_reference(drawn(10, share_G, np.arange(600)), name="file")])
         axis = shares.axis.subset(np.arange(599, 400, -2))
         CellTokenizer(axis, CellTokenizerConfig(), shares).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Features that are not human genes: what is told from what, and what is left alone."""
+"""Features that are not human genes: which are recognised, and which genes stay."""
 
 import gzip
 
@@ -58,12 +58,12 @@ class TestKinds:
         for columns in (
             {},
             {"feature_types": ["Gene Expression"] * 3},
-            {"feature_types": ["foo", "bar", ""]},  # no known word
+            {"feature_types": ["foo", "bar", ""]},  # no known feature type
             {"feature_types": [1, 2, 3]},
-            {"type": ["gene", "protein", "TF"]},  # anything may be called a type
+            {"type": ["gene", "protein", "TF"]},  # a feature type may have any name
             {"feature_biotype": ["protein_coding", "lncRNA", "artifact"]},
             {"gene_biotype": ["processed_pseudogene", "TEC", "IG_V_gene"]},
-            {"genome": ["mm10", "mm10", "mm10"]},  # as left by a map to orthologues
+            {"genome": ["mm10", "mm10", "mm10"]},  # as a map to orthologues leaves them
             {"genome": ["GRCh38", "", "GRCh38_and_mm10"]},
         ):
             assert kept(table(names, **columns)) == names
@@ -145,7 +145,7 @@ class TestGenomes:
         mask, left_out = gene_features(table([*human, *others, *virus]))
         assert mask.tolist() == [True] * len(human) + [False] * 6002
         assert left_out == {f"genome {mouse.strip('_-')}": 6000, "genome SARSCoV2": 2}
-        # Where they stand in a column of ids or symbols alone:
+        # Cases with only a column of ids or only one of symbols:
         rows = [str(i) for i in range(len(human) + 6000)]
         for column in ("gene_symbols", "gene_ids"):
             assert gene_features(table(rows, **{column: [*human, *others]}))[0].sum() == len(human)

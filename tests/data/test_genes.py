@@ -48,7 +48,7 @@ def random_counts(rng, n_cells: int, n_genes: int) -> sp.csr_matrix:
 
 
 def random_axis(rng, n: int) -> GeneAxis:
-    """Few names, so that they meet in all ways."""
+    """Draw from few names, so that all kinds of coincidence occur."""
     ids = [ensg(i) if rng.random() < 0.6 else "" for i in rng.choice(15, n, replace=False)]
     symbols = rng.choice(15, n, replace=False)
     names = [f"S{i}" if rng.random() < 0.8 or not name else name for i, name in zip(symbols, ids, strict=True)]
@@ -56,7 +56,7 @@ def random_axis(rng, n: int) -> GeneAxis:
 
 
 def joined_genes(axes, union: GeneAxis, aliases: AliasSource) -> set[frozenset[tuple[int, int]]]:
-    """Genes as (file, place) that are one on the union; all must be on it, and two of a file never one."""
+    """Return genes as (file, place) that are one on the union; all must be on it, and two of a file never one."""
     genes: dict[int, list[tuple[int, int]]] = {}
     for file, axis in enumerate(axes):
         column_map = match_columns(axis.to_frame().set_index("gene_symbol", drop=False), union, aliases=aliases)
@@ -162,15 +162,15 @@ class TestUnion:
     @pytest.mark.parametrize(
         ("files", "expected"),
         [
-            # A symbol of two genes of one file stands for neither of them.
+            # A symbol that two genes of one file share identifies neither of them.
             ([[("A", 1), ("B", 2)], [("A", 2)], [("A", 0)]], [[(0, 0)], [(0, 1), (1, 0)], [(2, 0)]]),
-            # Nor does a symbol stand for a gene that the same file has beside it.
+            # Nor does a symbol identify a gene that the same file has separately.
             ([[("A", 0), ("B", 1)], [("A", 1)], [("C", 3)]], [[(0, 0)], [(0, 1), (1, 0)], [(2, 0)]]),
             # Ids that changed, one of them without a symbol elsewhere.
             ([[("A", 1)], [("A", 2)], [("", 1)]], [[(0, 0), (1, 0), (2, 0)]]),
-            # Two such: either may be the gene.
+            # With two of these, either may be the gene.
             ([[("A", 1)], [("A", 2)], [("", 1), ("", 2)]], [[(0, 0), (2, 0)], [(1, 0), (2, 1)]]),
-            # A gene has one symbol: the one that more files have.
+            # A gene gets one symbol, the one that more files have.
             ([[("A", 1), ("C", 0)], [("B", 1)], [("A", 0), ("D", 0)]], [[(0, 0), (1, 0), (2, 0)], [(0, 1)], [(2, 1)]]),
         ],
     )
@@ -226,7 +226,7 @@ class TestShared:
         assert shared_sentence(require_shared(["a"], [whole], whole)) == "genes: 200"
 
     def test_refuses_a_file_that_is_named_in_another_way(self, monkeypatch):
-        monkeypatch.delenv("RVQA_REF_DIR", raising=False)  # the advice is to set it
+        monkeypatch.delenv("RVQA_REF_DIR", raising=False)  # the message advises to set it
         symbols = GeneAxis(tuple(f"S{i}" for i in range(4000)), ("",) * 4000)
         ids = tuple(map(ensg, range(3997)))
         other = GeneAxis((*ids, "S1", "S2", "S3"), (*ids, "", "", ""))
@@ -382,7 +382,7 @@ class TestTransposed:
             with pytest.raises(InputError, match=r"looks transposed: .*'S\d', 'S\d'.* 400 cells.*adata\.T"):
                 refuse_transposed(turned, axis)
         refuse_transposed(AnnData(var=table(axis.symbols[:50]), obs=table(axis.symbols)), axis)
-        # A screen: the gene that was knocked out is not a name of a cell.
+        # In a screen, the knocked-out gene is not the name of a cell.
         refuse_transposed(AnnData(obs=table(range(4000), gene=[f"S{i % 100}" for i in range(4000)])), axis)
 
 
@@ -397,7 +397,7 @@ class TestMapColumns:
         expected = np.zeros((5, 80), dtype=np.float32)
         expected[:, present] = counts.toarray()
 
-        # Some genes come as two columns whose counts add up; some columns are not genes of the axis.
+        # Some genes have two columns, whose counts are summed; some columns are not genes of the axis.
         split = rng.choice(present.size, 10, replace=False)
         part = rng.binomial(counts[:, split].toarray().astype(int), 0.4)
         dense = counts.toarray()
@@ -432,7 +432,7 @@ class TestMapColumns:
         axis = axis_of(60)
         found = align(table([*axis.symbols, "S5", "S5"]), axis)
         counts = np.zeros((1, 62), dtype=np.float32)
-        counts[0, [5, 60, 61]] = 2**24, 1, 1  # float32 alone would drop each 1
+        counts[0, [5, 60, 61]] = 2**24, 1, 1  # a float32 sum would lose each 1
         assert map_columns(sp.csr_matrix(counts), found)[0, 5] == 2**24 + 2
 
     def test_refuses_counts_of_another_file(self):
@@ -493,7 +493,7 @@ class TestRealFiles:
         assert found.n_by_file == tuple(map(len, axes))
         for pair in combinations(axes, 2):
             require_shared("ab", pair, union, aliases=False)
-        # The same files, some with symbols and others with Ensembl ids alone, have nothing to do with each other.
+        # Files with only symbols and files with only Ensembl ids share no names, even if the genes are the same.
         for whole in (each for each in axes if len(each) > 8000):
             ids = [name for name in whole.ensembl_ids if name]
             by_id, by_symbol = GeneAxis(tuple(ids), tuple(ids)), GeneAxis(whole.symbols, ("",) * len(whole))

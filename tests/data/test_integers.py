@@ -1,4 +1,4 @@
-"""Integers that are not counts: what is told of them, and that no cells, genes or depth of real counts are doubted."""
+"""Integers that are not counts raise doubts; no cells, genes or depths of real counts do."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,19 +15,19 @@ N_CELLS = 512
 
 
 def sample(counts: sp.csr_matrix, n_cells: int = N_CELLS) -> sp.csr_matrix:
-    """Cells as the reader samples them: evenly spaced."""
+    """Sample cells as the reader does, evenly spaced."""
     return counts[np.unique(np.linspace(0, counts.shape[0] - 1, n_cells).astype(np.int64))]
 
 
 def changed(counts: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
-    """Other values in the same places."""
+    """Return other values at the same positions."""
     other = sp.csr_matrix((values, counts.indices.copy(), counts.indptr.copy()), counts.shape)
     other.eliminate_zeros()
     return other
 
 
 def per(total: float, *, by_length: bool = False) -> Callable[[sp.csr_matrix], sp.csr_matrix]:
-    """Values that sum to `total` in each cell, of counts or of counts per kilobase of made-up gene lengths."""
+    """Return values that sum to `total` in each cell, from counts or counts per kilobase of random gene lengths."""
 
     def scaled(counts: sp.csr_matrix) -> sp.csr_matrix:
         kilobases = np.exp(np.random.default_rng(0).normal(0.5, 0.7, counts.shape[1]))
@@ -39,7 +39,7 @@ def per(total: float, *, by_length: bool = False) -> Callable[[sp.csr_matrix], s
 
 
 def then(first: Callable, *functions: Callable) -> Callable[[sp.csr_matrix], sp.csr_matrix]:
-    """Apply functions to the values of what `first` makes of counts."""
+    """Apply functions to the values that `first` makes of counts."""
 
     def apply(counts: sp.csr_matrix) -> sp.csr_matrix:
         x = first(counts)
@@ -52,7 +52,7 @@ def then(first: Callable, *functions: Callable) -> Callable[[sp.csr_matrix], sp.
 
 
 def ranks(method: str, *, dense: bool = False, descending: bool = False) -> Callable[[sp.csr_matrix], sp.csr_matrix]:
-    """The ranks of a cell's values among these, or of all its genes."""
+    """Return the ranks of a cell's values among these, or among all its genes."""
 
     def rank(counts: sp.csr_matrix) -> sp.csr_matrix:
         sign = -1 if descending else 1
@@ -72,7 +72,7 @@ def raw(counts: sp.csr_matrix) -> sp.csr_matrix:
 TIAN, MARROW = "tian2019_lung_cancer_lines", "he2020_bone_marrow_421genes"
 PBMC3K, PBMC68K, PAPALEXI = "pbmc3k_10x", "pbmc68k_reduced_700", "papalexi2021_eccite_thp1_299genes"
 REFUSED: dict[str, tuple[Callable, str, tuple[str, ...]]] = {
-    # what it is: how it is made, what is said, files in which it cannot be told
+    # name: how it is made, the message, files in which it cannot be recognised
     "presence": (then(raw, np.sign), "presence or absence", ()),
     "counts x 2": (then(raw, lambda x: 2 * x), "multiples of 2", ()),
     "counts x 7": (then(raw, lambda x: 7 * x), "multiples of 7", ()),
@@ -151,14 +151,14 @@ def thinned(counts: sp.csr_matrix, share: float, rng: np.random.Generator) -> sp
 
 
 def downsampled(counts: sp.csr_matrix, total: int, rng: np.random.Generator) -> sp.csr_matrix:
-    """As sc.pp.downsample_counts does: cells above `total` are drawn down to it, the others stay."""
+    """Downsample as sc.pp.downsample_counts: cells above `total` are drawn down to it, the others stay."""
     rows = np.split(counts.data.astype(np.int64), counts.indptr[1:-1])
     drawn = [rng.multivariate_hypergeometric(row, total) if row.sum() > total else row for row in rows]
     return changed(counts, np.concatenate(drawn))
 
 
 def panels(counts: sp.csr_matrix, rng: np.random.Generator) -> Iterator[sp.csr_matrix]:
-    """All genes, and panels of the most and least variable, the most expressed, and any."""
+    """Return all genes, and panels of the most variable, least variable, most expressed and random ones."""
     yield counts
     mean = np.asarray(counts.mean(axis=0)).ravel()
     fano = (np.asarray(counts.power(2).mean(axis=0)).ravel() - mean**2) / np.maximum(mean, 1e-9)
@@ -169,7 +169,7 @@ def panels(counts: sp.csr_matrix, rng: np.random.Generator) -> Iterator[sp.csr_m
 
 
 def cells_of(x: sp.csr_matrix, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Ten cells and more: any, and the most extreme in what `doubt` looks at."""
+    """Return groups of at least ten cells: random ones, and the most extreme in what `doubt` checks."""
     lengths, totals = np.diff(x.indptr), np.asarray(x.sum(axis=1)).ravel()
     largest = x.max(axis=1).toarray().ravel()
     ones = np.bincount(np.repeat(np.arange(lengths.size), lengths)[x.data == 1], minlength=lengths.size)
@@ -183,7 +183,7 @@ def cells_of(x: sp.csr_matrix, rng: np.random.Generator) -> Iterator[np.ndarray]
             yield from (order[:size], order[-size:], order[start : start + size])
     order = np.argsort(totals, kind="stable")
     alike = np.searchsorted(totals[order], 1.002 * totals[order], side="right") - np.arange(order.size)
-    yield order[np.argmax(alike) :][: max(10, alike.max())][:N_CELLS]  # most cells of nearly one total
+    yield order[np.argmax(alike) :][: max(10, alike.max())][:N_CELLS]  # most cells have nearly the same total
     same, often = np.unique(totals, return_counts=True)
     yield np.flatnonzero(totals == same[np.argmax(often)])[:N_CELLS]
 

@@ -1,4 +1,4 @@
-"""Counts out of log1p data: exactly the counts, or a refusal."""
+"""Counts from log1p data: exactly the counts, or an error."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def logs_of(
     depth: np.ndarray | None = None,
     target: float = 1e4,
 ) -> sp.csr_matrix:
-    """As scanpy does: scale, take the logarithm in the type of storage; "3" rounds that to 3 decimals."""
+    """As scanpy does, scale and take the logarithm in the storage dtype; "3" rounds it to 3 decimals."""
     depth = depth_of(counts) if depth is None else depth
     dtype = np.float64 if kind == "float64" else np.float32
     logs = counts.astype(dtype)
@@ -92,7 +92,7 @@ class TestMadeUp:
                 found = recover_counts(logs_of(part, kind, depth, target))
                 assert equal(found.counts, part)
                 assert (found.scale, found.library_size.tolist()) == (target, depth.tolist())
-        found = recover_counts(logs_of(part, "float32", depth, 7654.3))  # no usual target: nothing is made up
+        found = recover_counts(logs_of(part, "float32", depth, 7654.3))  # no usual target, so no depth is invented
         assert equal(found.counts, part)
         assert (found.scale, found.library_size.tolist()) == (None, depth_of(part).tolist())
 
@@ -104,7 +104,7 @@ class TestMultiples:
         depth = depth_of(counts)
         halved = counts.copy()
         halved[5] /= 2
-        # Nothing in the values tells; natural counts do this with less than 2^-values.
+        # The values cannot show it; natural counts do this with a probability below 2^-values.
         assert equal(recover_counts(logs_of(counts)).counts, halved)
         assert equal(recover_counts(logs_of(counts), library_size=depth).counts, counts)
 
@@ -136,11 +136,11 @@ class TestRefusals:
     def test_one_altered_value(self, kind):
         rng = np.random.default_rng(0)
         logs = logs_of(cells(), kind)
-        # 3 decimals tell counts of 100 and more from the next by less than what is added here.
+        # With 3 decimals, counts of 100 and more differ from the next by less than the noise added here.
         small = np.flatnonzero(cells().data < 60)
         least = [rows.start + int(np.argmin(logs.data[rows])) for rows in map(slice, logs.indptr[:-1], logs.indptr[1:])]
         for place in (*rng.choice(small, 100, replace=False), *least):
-            for factor in (1.004, 0.5, 1 / 13):  # of a cell's smallest value: a finer unit that all others fit
+            for factor in (1.004, 0.5, 1 / 13):  # to a cell's smallest value: all others fit a finer unit
                 altered = logs.copy()
                 value = np.expm1(altered.data[place]) * (factor if kind == "3" or factor < 1 else 1.0001)
                 altered.data[place] = np.round(np.log1p(value), 3) if kind == "3" else np.log1p(value)
@@ -148,7 +148,7 @@ class TestRefusals:
                     found = recover_counts(altered)
                 except InputError:
                     continue
-                # Half of an even count is a count: no other value may have changed.
+                # Half of an even count is a count, so no other value may have changed.
                 changed = np.flatnonzero(found.counts.data != cells().data)
                 assert changed.tolist() == [place]
                 assert found.counts.data[place] == cells().data[place] * factor
@@ -188,19 +188,19 @@ class TestRefusals:
 
 
 def log1p_of(values: sp.csr_matrix) -> sp.csr_matrix:
-    """log1p in float32 of values that were not normalised."""
+    """Return log1p in float32 of values that were not normalised."""
     logs = values.astype(np.float32)
     np.log1p(logs.data, out=logs.data)
     return logs
 
 
 def best(counts: sp.csr_matrix, n_genes: int) -> np.ndarray:
-    """The genes found in most cells, in their order."""
+    """Return the genes found in most cells, in their order."""
     return np.sort(np.argsort(-np.bincount(counts.indices, minlength=counts.shape[1]), kind="stable")[:n_genes])
 
 
 def downsampled(counts: sp.csr_matrix, total: int) -> sp.csr_matrix:
-    """As sc.pp.downsample_counts does: cells above `total` are drawn down to it, the others stay."""
+    """Downsample as sc.pp.downsample_counts: cells above `total` are drawn down to it, the others stay."""
     rng = np.random.default_rng(0)
     drawn = counts.copy()
     for rows in map(slice, drawn.indptr[:-1], drawn.indptr[1:]):
@@ -220,7 +220,7 @@ def pbmc(read, n_cells: int = 300) -> tuple[sp.csr_matrix, np.ndarray, sp.csr_ma
 
 
 class TestInventedDepth:
-    """A shared factor proves no target: the library sizes are the sums of the counts, and `scale` is None."""
+    """A shared factor does not prove a target: library sizes are then sums of the counts, and `scale` is None."""
 
     def check(self, logs: sp.csr_matrix, counts: sp.csr_matrix, scale: float | None = None) -> None:
         found = recover_counts(logs)
@@ -252,7 +252,7 @@ class TestInventedDepth:
 
     def test_a_part_has_another_target(self, read):
         counts, depth, part = pbmc(read)
-        other = np.arange(depth.size) % 2 == 0  # a quarter would show for 100 and 5, not for 2
+        other = np.arange(depth.size) % 2 == 0  # a factor of 1/4 would show for 100 and 5, but not for 2
         for smaller, larger in ((1e4, 1e6), (5e3, 1e4), (2e3, 1e4)):
             for some in (counts, part):
                 target = np.where(other, smaller, larger)
@@ -275,7 +275,7 @@ class TestInventedDepth:
         total = int(depth.min())
         even = downsampled(counts, total)
         self.check(logs_of(even), even, scale=1e4)
-        self.check(log1p_of(even), even, scale=total)  # what the rows sum to, and it is what they were scaled to
+        self.check(log1p_of(even), even, scale=total)  # the rows sum to this, and it is the target they were scaled to
         part = even[:, best(even, 600)]
         part = part[np.diff(part.indptr) >= 2 * MIN_VALUES]
         self.check(logs_of(part, depth=np.full(part.shape[0], float(total))), part)
@@ -295,14 +295,14 @@ class TestInventedDepth:
 
 
 class TestDepthColumn:
-    """log1p of counts that nobody normalised, with a column of library sizes: these are just the cells' depths."""
+    """log1p of counts that were not normalised, with a column of library sizes: these are the cells' depths."""
 
     @pytest.mark.parametrize("kind", ["float32", "float64", "3"])
     @pytest.mark.parametrize("factor", [1, 1 / 2, 3])
     def test_is_kept(self, read, kind, factor):
         counts, depth, part = pbmc(read)
         few = part[:, best(part, 300)[::25]]
-        assert (np.diff(few.indptr) < MIN_VALUES).all()  # no cell is certain alone
+        assert (np.diff(few.indptr) < MIN_VALUES).all()  # no single cell is certain
         filled = np.diff(few.indptr) > 0
         for some, of in ((counts, depth), (part, depth), (few[filled], depth[filled])):
             found = recover_counts(logs_of(some, kind, np.full(of.size, 1e4), factor * 1e4), library_size=of)
@@ -314,7 +314,7 @@ class TestDepthColumn:
         few = part[:, best(part, 300)[::25]]
         filled = np.diff(few.indptr) > 0
         doubled = few[filled].copy()
-        doubled[::2] *= 2  # the same values as of these counts times 1 and of those times 2
+        doubled[::2] *= 2  # the same values arise from these counts times 1 and those times 2
         with pytest.raises(InputError, match="not those that it was normalised with"):
             recover_counts(log1p_of(doubled), library_size=depth[filled])
 
@@ -349,7 +349,7 @@ class TestWiring:
         with pytest.raises(InputError, match=r"with layer='counts'\. Or have them recovered: recover=True, or --rec"):
             raw_counts(adata)
         adata.raw = adata.copy()
-        adata.X = adata.X.toarray() - 1  # what scanpy's tutorials end with: X scaled, .raw log1p
+        adata.X = adata.X.toarray() - 1  # scanpy's tutorials end with this: X scaled, .raw log1p
         with pytest.raises(
             InputError, match=r"looks scaled.*recovered from adata\.raw\.X: pass layer='raw' \(--layer\) and recover="
         ):

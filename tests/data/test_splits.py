@@ -1,4 +1,4 @@
-"""Splits: every cell has one role, nothing of a held-out donor is fitted, overlapping files do not leak."""
+"""Splits: every cell has one role, no cell of a held-out donor is fitted, and overlapping files do not leak."""
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ def test_roles():
 
 
 def test_the_same_donor_in_another_file_is_seen():
-    """Cells of a fitted donor are left out of every other file, and there those of unknown donors too."""
+    """Cells of a fitted donor are left out of every other file, and so are that file's cells of unknown donors."""
     split = splits.make_split([study("first", ["a", "b", "c"])], held_out=["b"], validation=["c"])
     other = study("other", ["a", "b", "c", "d", ""])
     assert splits.unseen_rows(split, other).tolist() == [False, True, False, True, False]
@@ -68,7 +68,7 @@ def test_splits_that_make_no_sense(options, says):
 
 
 def test_studies_of_the_data_folder(data_dir, ref_dir):
-    """Coarse labels, total counts of cut files, and labels that a model made test nothing."""
+    """Checks coarse labels and total counts of cut files; labels that a model made are not used for tests."""
     table = label_table(ref_dir)
     kang = read_study(data_dir / "kang2018_ifnb_pbmc_2k.h5ad", table=table)
     assert {"CD4 T", "B"} < set(kang.label_N)

@@ -1,4 +1,4 @@
-"""Cells that stay on disk during a fit give the tokenizer of cells in memory, whatever the file and its blocks."""
+"""Cells on disk and cells in memory give the same tokenizer, whatever the file and its blocks."""
 
 import anndata
 import numpy as np
@@ -32,7 +32,7 @@ def files(data_dir):
 
 @pytest.fixture(scope="module")
 def in_memory(data_dir, read):
-    """Fitted on cells that are read whole, without donors 1244 and 1256."""
+    """Tokenizer fitted on cells in memory, without donors 1244 and 1256."""
     table, references = label_table(), []
     for file, depth in zip(files(data_dir), ("n_counts_all_genes", None), strict=True):
         adata = read(file.stem)
@@ -55,7 +55,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("entries", [None, 40_000])
 def test_files_give_the_tokenizer_of_cells_in_memory(data_dir, in_memory, tmp_path, monkeypatch, entries):
-    """Real files of two panels, some donors held out; blocks as they come, and small ones."""
+    """Real files of two panels, with donors held out; blocks are of the default size or small."""
     if entries is not None:
         monkeypatch.setattr(matrices, "ENTRIES", entries)
     kept = []

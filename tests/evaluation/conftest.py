@@ -1,4 +1,4 @@
-"""Cells that other libraries' metrics were computed on."""
+"""Cells on which other libraries' metrics were computed."""
 
 from collections.abc import Callable
 

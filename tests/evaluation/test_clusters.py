@@ -9,7 +9,7 @@ from rvqa.evaluation.clusters import clustering, knn_purity
 
 
 def blobs(scale):
-    """Four types of 40, 30, 20 and 10 cells in 5 dimensions; two batches 0.7 apart, the smallest type in one alone."""
+    """Four types of 40, 30, 20 and 10 cells in 5 dimensions; two batches 0.7 apart, the smallest type in one only."""
     rng = np.random.default_rng(0)
     label = np.repeat(["a", "b", "c", "d"], [40, 30, 20, 10])
     batch = np.where(np.arange(100) % 3 == 0, "x", "y")
@@ -50,7 +50,7 @@ def test_purity_of_cells_on_one_point_is_the_mean_over_the_orders_of_ties():
     label = rng.choice(["a", "b", "c"], 120, p=[0.6, 0.3, 0.1])
     found = knn_purity(point, label, k=7)
     rounds = []
-    for _ in range(300):  # the same with ties broken by a noise far below the distances between points
+    for _ in range(300):  # the same with noise far below the distances between points, which breaks ties
         near = (
             NearestNeighbors(n_neighbors=7)
             .fit(point + rng.normal(size=point.shape) * 1e-6)
@@ -64,7 +64,7 @@ def test_purity_of_cells_on_one_point_is_the_mean_over_the_orders_of_ties():
 
 
 def test_clustering_equals_scib_metrics():
-    """Numbers of scib-metrics 0.5.10 (jax 0.10.2, float32) on `blobs(2.0)`, made once in an environment of its own.
+    """The numbers are from scib-metrics 0.5.10 (jax 0.10.2, float32) on `blobs(2.0)`, computed once elsewhere.
 
     They are `nmi_ari_cluster_labels_kmeans(latent, label)` and `silhouette_label(latent, label)`.
     """

@@ -15,7 +15,7 @@ FILES = ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")
 
 @pytest.fixture(scope="module")
 def fitted(data_dir, tmp_path_factory):
-    """A tokenizer fitted briefly, two donors held out and one for validation."""
+    """A tokenizer fitted briefly, with two donors held out and one for validation."""
     path = tmp_path_factory.mktemp("tokenizer") / "fitted"
     files = [data_dir / f"{name}.h5ad" for name in FILES]
     options = ["--held-out", "1244,1256", "--validation", "1039", "--epochs", 10, "--quiet"]
@@ -43,7 +43,7 @@ def test_what_a_fit_leaves(fitted, data_dir, rvqa_cli):
 
 
 def test_figures(fitted, data_dir, tmp_path):
-    """All figures are there, of unseen cells alone, and bracketed by what cannot be otherwise."""
+    """All figures exist, use only unseen cells, and lie within bounds that must hold."""
     names = (*FILES, "zheng2017_sorted_pbmc_3500", "kang2018_ctrl_pbmc_12k_1287genes")
     page = tmp_path / "report.html"
     options = [each for name in names for each in ("--data", data_dir / f"{name}.h5ad")]
@@ -55,7 +55,7 @@ def test_figures(fitted, data_dir, tmp_path):
     assert f"{result['probes'][names[2]]['latent']['accuracy']:.3f}" in html
     figures = result["figures"]
     assert all(np.isfinite(value) for value in figures.values()), figures
-    assert result["probes"]["kang2018_ctrl_pbmc_12k_1287genes"]["cells"] == 3987  # donors 1244 and 1256 alone
+    assert result["probes"]["kang2018_ctrl_pbmc_12k_1287genes"]["cells"] == 3987  # only donors 1244 and 1256
     assert "pbmc3k_10x" not in result["probes"]
     for row in result["probes"].values():
         for method in ("expression", "latent", "codes"):

@@ -1,4 +1,4 @@
-"""Known types against a model's labels: common names from a file or a table, and honest words on what was compared."""
+"""Known types against a model's labels: common names from a file or a table, and a report of what was compared."""
 
 import json
 
@@ -24,7 +24,7 @@ def without_table(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def annotated(shipped, model):
-    """Real cells with known types in the words of other studies."""
+    """Real cells with known types, named as in other studies."""
     patch = pytest.MonkeyPatch()
     patch.setattr(figures, "_FEWEST_UMAP", 10**9)
     adata = next(iter(shipped.tests.values())).copy()
@@ -44,7 +44,7 @@ def words(adata, path, **options):
 
 
 def test_names_that_agree_are_compared_as_they_are(annotated, ref_dir):
-    """The reference table would join six labels into two here, and is left alone."""
+    """The reference table would join six labels into two here, so it is not used."""
     truth_N = annotated.obs["label"].to_numpy(dtype=object)
     predicted_N = annotated.obs["rvqa_cell_type"].to_numpy(dtype=object)
     found = compare_labels(truth_N, predicted_N, list(annotated.uns["rvqa"]["labels"]))
@@ -82,7 +82,7 @@ def test_no_accuracy_where_most_types_have_no_counterpart(annotated, without_tab
     assert "Accuracy 0" not in html
     assert "macro-F1" not in html
     assert "precision" not in html
-    assert "group CD19+ B †" in html  # the crossing table is there
+    assert "group CD19+ B †" in html  # the page has the cross table
 
 
 def test_a_file_of_names(annotated, without_table, tmp_path):
@@ -105,14 +105,14 @@ def test_a_file_of_names(annotated, without_table, tmp_path):
 
 
 def test_some_types_without_counterpart(without_table):
-    """These count as wrong, and the sentence names them."""
+    """Types without a counterpart count as wrong, and the sentence names them."""
     truth_N = texts("B", "NK", "T", "mast", "")
     found = compare_labels(truth_N, texts("B", "NK", "T", "B", "B"), ["B", "NK", "T"])
     assert found.sensible
     assert found.can_N.tolist() == [True, True, True, False, False]
     assert "1 of 4 known types has no counterpart among the model's labels ('mast')" in found.sentence
     most = compare_labels(texts("B", *["mast"] * 3), texts(*"BBBB"), ["B", "NK"])
-    assert not most.sensible  # one of two types, but most cells
+    assert not most.sensible  # one of two types, but with most of the cells
 
 
 def test_names_of_names_and_joined_types(without_table):

@@ -56,11 +56,11 @@ def test_shift_scores():
     [(np.asarray, 1e-12), (sp.csr_matrix, 1e-12), (lambda cells: sp.csr_matrix(cells, dtype=np.float32), 1e-6)],
 )
 def test_shift_scores_equal_cell_eval(kang, form, tolerance):
-    """Numbers of cell-eval 0.8.2 (polars 2.1.0, SciPy 1.17.1), made once in an environment of its own.
+    """The numbers are from cell-eval 0.8.2 (polars 2.1.0, SciPy 1.17.1), computed once elsewhere.
 
-    `MetricsEvaluator(..., skip_de=True).compute(profile="anndata")` on these cells, which it leaves as they are (counts
-    it would normalise to their median). The predicted AnnData has the true control cells: cell-eval takes the shift
-    predicted from the control cells predicted, we from the true ones. It has no error over top genes; `mse_top` is its
+    `MetricsEvaluator(..., skip_de=True).compute(profile="anndata")` on these cells, which it does not change (it
+    would normalise counts to their median). The predicted AnnData has the true control cells, because cell-eval takes
+    the predicted shift from predicted controls, and we from true ones. It has no error over top genes; `mse_top` is its
     `mse` on an embedding (`embed_key`) of the 50 genes of largest |t| by `scipy.stats.ttest_ind(equal_var=False)`.
     """
     truth = ShiftTruth.of(form(kang("CD14+ Monocyte", "ctrl")), form(kang("CD14+ Monocyte", "stim")))
@@ -123,7 +123,7 @@ def test_bootstrap_interval_equals_resampling_of_cells():
     library = stats.bootstrap(
         (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(3)
     ).confidence_interval
-    # A 2.5 % quantile of 4,000 means lies within 5 % of their spread about its place, three times that is allowed.
+    # A 2.5 % quantile of 4,000 means has an error of about 5 % of their spread; three times that is allowed.
     np.testing.assert_allclose(found, library, atol=0.15 * values.std() / np.sqrt(300))
 
 

@@ -1,4 +1,4 @@
-"""`rvqa evaluate tokenizer`: measures it cannot take, files with few genes, a model's directory."""
+"""`rvqa evaluate tokenizer`: measures that it cannot take, files with few genes, and a model's directory."""
 
 import json
 
@@ -19,7 +19,7 @@ FEW = ("papalexi2021_eccite_thp1_299genes", "he2020_bone_marrow_421genes")
 
 
 def plain(adata):
-    """A file's cells with the names of columns that are looked for by default."""
+    """Return a file's cells with the default column names."""
     adata = adata.copy()
     adata.obs["library_size"] = adata.obs["depth"]
     adata.obs["cell_type"] = adata.obs["label"]
@@ -28,7 +28,7 @@ def plain(adata):
 
 @pytest.fixture(scope="module")
 def files(shipped, tmp_path_factory):
-    """The reference of the model under its name, a copy of it under another, and cells held out."""
+    """Write the model's reference under its name, a copy under another name, and held-out cells."""
     folder = tmp_path_factory.mktemp("files")
     reference = plain(shipped.references[0])
     reference.write_h5ad(folder / f"{shipped.names[0]}.h5ad")
@@ -39,7 +39,7 @@ def files(shipped, tmp_path_factory):
 
 
 def everything_said(result, folder):
-    """Text, page and JSON of a result: every measure is a number or has a reason, and nothing is a nan."""
+    """Return text, page and JSON of a result; every measure must be a number or have a reason, never nan."""
     json.dumps(result, allow_nan=False)
     page = folder / "page.html"
     tokenizer_report(result, page, title="title", force=True)
@@ -61,7 +61,7 @@ def everything_said(result, folder):
 
 
 def test_a_model_directory_is_measured_on_cells_of_other_files(model_path, model, files, tmp_path, shipped):
-    """All cells of the references are fitted ones, in whatever file they are; the held-out ones are measured."""
+    """Cells of the references count as fitted in any file; only held-out cells are measured."""
     result = evaluate_directory(model_path, [files])
     assert list(result["codes"]["by_study"]) == ["held_out"]
     assert "does not record which cells" in result["reasons"]["split"]
@@ -108,7 +108,7 @@ def test_without_labels_every_measure_says_why(model_path, files, tmp_path):
 
 @pytest.fixture(scope="module")
 def parts(read, tmp_path_factory):
-    """`parts(name, step, first)`: every so many cells of a data file, as a study."""
+    """`parts(name, step, first)` gives every `step`-th cell of a data file, as a study."""
     folder = tmp_path_factory.mktemp("parts")
 
     def part(name, step, first=0):
@@ -120,7 +120,7 @@ def parts(read, tmp_path_factory):
 
 
 def test_files_of_few_genes_narrow_no_comparison_but_their_own(parts, read, tmp_path):
-    """Fitted on and unseen: 299 genes, 421 genes, and whole transcriptomes."""
+    """Fitted and unseen files have 299 genes, 421 genes, or whole transcriptomes."""
     from rvqa.tokenizer.model import CellTokenizer
     from rvqa.training.references import read_reference
     from rvqa.training.tokenizer.settings import TokenizerSettings
@@ -134,11 +134,11 @@ def test_files_of_few_genes_narrow_no_comparison_but_their_own(parts, read, tmp_
     unseen = [parts(name, step, 1) for name, step in ((FEW[0], 200), (FEW[1], 6), ("pbmc3k_10x", 20))]
     unseen += [parts("tian2019_lung_cancer_lines", 10), parts("pbmc5k_citeseq_4000genes", 40)]
     split = splits.make_split([*fitted])
-    split["donor"] = ""  # of PBMC3k there is one, and some of its cells are unseen here
+    split["donor"] = ""  # PBMC3k is one of them, and some of its cells are unseen here
     result = evaluate_tokenizer(tokenizer, [*fitted, *unseen], split)
     assert list(result["codes"]["by_study"]) == [study.name for study in unseen]
     genes = {name: row["genes"] for name, row in result["probes"].items() if row}
-    assert genes["pbmc3k_10x-1"] == 13714  # of the fit, PBMC3k alone is compared with
+    assert genes["pbmc3k_10x-1"] == 13714  # only PBMC3k of the fit is compared with
     assert 50 <= genes["he2020_bone_marrow_421genes-1"] <= 421
     assert all(f"{name}-0" in result["reasons"]["probes: pbmc3k_10x-1"] for name in FEW)
     assert "H1975" in result["reasons"]["probes: tian2019_lung_cancer_lines-0"]
@@ -148,7 +148,7 @@ def test_files_of_few_genes_narrow_no_comparison_but_their_own(parts, read, tmp_
 
 
 def test_the_files_to_compare_with(parts):
-    """The file with most of the genes stays; of the others, those that leave at least half of them."""
+    """The file with most genes stays, and so do other files that leave at least half of these genes."""
     pbmc, kang, few, marrow = (
         measures.Coded(parts(name, step), *[np.empty(0)] * 3)
         for name, step in (("pbmc3k_10x", 50), ("kang2018_ifnb_pbmc_2k", 50), (FEW[0], 400), (FEW[1], 50))
@@ -166,7 +166,7 @@ def test_the_files_to_compare_with(parts):
 
 
 def test_the_same_cells_are_found_in_another_file(parts, read):
-    """954 of the 1,000 control cells of one Kang file are in the other, which has fewer genes."""
+    """Another Kang file with fewer genes has 954 of the 1,000 control cells of the first."""
     kang, panel = parts("kang2018_ifnb_pbmc_2k", 1), parts("kang2018_ctrl_pbmc_12k_1287genes", 1)
     same_N = same_cells(kang, [panel])
     assert same_N.sum() == 954

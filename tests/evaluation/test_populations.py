@@ -1,4 +1,4 @@
-"""Decoded populations: against formulae written another way, and against simulated counts of known answer."""
+"""Decoded populations, against formulae written another way and simulated counts with a known answer."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def log1p(counts):
 
 
 def simulated(seed, *, cells=400, genes=60, dispersion=0.5):
-    """Negative binomial counts of cells in two programs; library sizes as drawn."""
+    """Draw negative binomial counts of cells in two programs, with random library sizes."""
     rng = np.random.default_rng(seed)
     share = np.random.default_rng(7).dirichlet(np.full(genes, 2.0))
     program = rng.random(cells) < 0.4
@@ -45,7 +45,7 @@ def test_centered_pearson_equals_its_formula_and_sparse_equals_dense():
 
 
 def test_centered_pearson_equals_cell_eval(kang):
-    """Numbers of cell-eval 0.8.2 (polars 2.1.0, SciPy 1.17.1), made once in an environment of its own.
+    """The numbers are from cell-eval 0.8.2 (polars 2.1.0, SciPy 1.17.1), computed once elsewhere.
 
     They are its `pearson_delta` with the true cells of all types as the control of both the true and the predicted
     AnnData: what is subtracted is then the global mean. Stimulated cells stand for decoded ones. cell-eval has nothing
@@ -144,7 +144,7 @@ def test_variance_pearson_within_the_mask():
     found = variance_pearson(true, decoded, enough)
     assert found == pytest.approx(np.corrcoef(true[enough], decoded[enough])[0, 1])
     assert found > 0.9
-    true[np.flatnonzero(~enough)[0]] = 1e9  # outside: no matter
+    true[np.flatnonzero(~enough)[0]] = 1e9  # not in `enough`, so without effect
     assert variance_pearson(true, decoded, enough) == found
     lost = np.flatnonzero(enough)[5]
     decoded[lost] = np.nan
@@ -171,7 +171,7 @@ def test_gene_correlation_sees_programs_lost():
     true, again = log1p(simulated(0, cells=3000)), log1p(simulated(1, cells=3000))
     top = np.arange(30)
     rng = np.random.default_rng(0)
-    alone = rng.permuted(true, axis=0)  # same genes, each shuffled over cells for itself
+    alone = rng.permuted(true, axis=0)  # the same genes, each shuffled over cells independently
     assert gene_correlation(true, true, top) == pytest.approx(1)
     assert gene_correlation(true, again, top) > 0.9
     assert abs(gene_correlation(true, alone, top)) < 0.3

@@ -61,7 +61,7 @@ def test_projection_has_the_bits_of_the_reference():
 def test_a_captured_graph_gives_the_codes_of_new_rows():
     x, codebooks = natural(257, 8, 32, 64)
     still, on_device = x.cuda(), codebooks.cuda()
-    backend.quantize(still, on_device, 8)  # makes the tables
+    backend.quantize(still, on_device, 8)  # the first call makes the tables
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -66,7 +66,7 @@ def test_adversarial_rows_are_exact(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nearest_codeword_on_adversarial_rows(family):
-    """The first level alone is the same question."""
+    """This is the same problem as the first level alone."""
     x, codebooks = FAMILIES[family]()
     index, distance = nearest(x, codebooks[0])
     assert index.dtype == torch.int64
@@ -75,14 +75,14 @@ def test_nearest_codeword_on_adversarial_rows(family):
 
 
 def lost_residual():
-    """After the first level float64 residuals know the row only to 128 and mistake the second."""
+    """After the first level float64 residuals are off by up to 128 and give a wrong second code."""
     c_2D = torch.tensor([[1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
     c_0D = torch.tensor([2.0**60, 2.0**60, 2.0**61])
     return torch.tensor([[65.0, 193.0, 259.0]]), torch.stack([c_0D.expand(2, 3), c_2D])
 
 
 def edge_of_overflow():
-    """Twice the product with the farther codeword is beyond float32, its score is not."""
+    """Twice the product with the farther codeword exceeds float32, but its score does not."""
     x_1D = torch.full((1, 1), 2.0**63.5)
     return x_1D, torch.stack([x_1D[0] * 1.3, x_1D[0] * 0.9])[None]
 
@@ -125,7 +125,7 @@ def test_without_a_gram_table():
 
 
 def test_most_rows_are_certified_in_float32(monkeypatch):
-    """Natural rows do not reach the reference, and few the float64 kernel: the bound is not vacuous."""
+    """No natural row reaches the reference and few reach the float64 kernel, so the bound is useful."""
     x, codebooks = (value.to(DEVICE) for value in natural(500, 8, 32, 64, seed=22))
     seen = []
     monkeypatch.setattr(
@@ -179,7 +179,7 @@ def test_decode(N, D):
 
 
 def mask(logits, states, spans):
-    """In place in the memory around the rows, wherever the kernel runs."""
+    """Mask rows in place within larger memory, on the device where the kernel runs."""
     moved = logits.to(DEVICE) if DEVICE == "cuda" else logits
     triton_backend.apply_span_mask_(moved, states.to(DEVICE), spans.to(DEVICE))
     logits.copy_(moved)
@@ -188,7 +188,7 @@ def mask(logits, states, spans):
 @pytest.mark.parametrize("dtype", BITS)
 @pytest.mark.parametrize("V", [1, 7, 1000, 4096, 9001])
 def test_masks(V, dtype):
-    """Every window, then some rows; columns beyond a row stay."""
+    """Covers every window and several row counts; columns beyond a row stay."""
     S = len(windows(V))
     for states in (torch.arange(S), random_states(17, S, dtype=torch.int32)):
         logits, around = random_logits(len(states), V, dtype=dtype, offset=3, beyond=2)
@@ -209,7 +209,7 @@ def test_masks_nothing():
 
 
 def test_a_state_without_a_window_leaves_its_row():
-    """On a device nothing is refused; the kernel alone, as it would see them there."""
+    """On a device no state is rejected, so the kernel is called directly, as it would be there."""
     logits = torch.ones(4, 5, device=DEVICE)
     states = torch.tensor([-7, 2, 2**40, 0], device=DEVICE)
     triton_mask.apply_span_mask_(logits, states, torch.tensor([[0, 5, 0], [0, 5, 0]], device=DEVICE))
@@ -253,7 +253,7 @@ def test_projection_of_whole_counts_has_the_bits_of_the_reference(order, dtype):
 
 @pytest.mark.parametrize(("N", "H"), [(1, 1), (5, 64), (5, 1100), (31, 19), (33, 19), (129, 19)])
 def test_projection_sizes(N, H):
-    """Few entries a row: the interpreter takes milliseconds for each."""
+    """Rows have few entries, because the interpreter takes milliseconds for each."""
     parts = counts(N, columns=50 if N < 30 else 6)
     assert torch.equal(project(*parts, *layer(H=H)), reference.csr_project(*parts, *layer(H=H)))
 
@@ -279,7 +279,7 @@ def test_repeated_columns_add_up(dtype):
     mapped = torch.tensor([-1, 3, 3, 8, 3])
     parts = torch.tensor([0, 4]), torch.tensor([1, 2, 3, 4]), torch.tensor([1.0, 3.0, 1.0, 2.0])
     assert torch.equal(project(*parts, *layer(), column_map=mapped), once)
-    # Two columns on one target, in increasing order: nothing but the map tells that they repeat.
+    # Two columns have one target, in increasing order: only the map shows that they repeat.
     parts = torch.tensor([0, 3]), torch.tensor([1, 2, 3]), torch.tensor([4.0, 2.0, 1.0])
     assert torch.equal(project(*parts, *layer(), column_map=mapped), once)
 
@@ -293,7 +293,7 @@ def test_library_size_and_target_sum():
 
 
 def test_a_row_does_not_see_its_batch():
-    """Nor do rows with repeated columns change their neighbours; pointers need not start at 0."""
+    """Rows with repeated columns do not change their neighbours; pointers need not start at 0."""
     indptr, indices, data = counts(6, columns=60, order="shuffled", fractions=True)
     column_map = torch.randint(-1, 50, (60,), generator=torch.Generator().manual_seed(4))
     whole = project(indptr, indices, data, *layer(), column_map=column_map)
@@ -319,7 +319,7 @@ def test_rows_without_counts_give_the_bias():
 
 
 def test_values_are_the_reference_log1p():
-    """One gene of weight 1, no bias, a size factor of 1: the output is the value."""
+    """With one gene of weight 1, no bias and a size factor of 1, the output is the value."""
     g = torch.Generator().manual_seed(5)
     y = torch.cat([10 ** (torch.rand(600, generator=g).double() * 34 - 18), torch.arange(200).double()])
     rows = torch.zeros(1, dtype=torch.int64), torch.arange(len(y)), torch.eye(len(y)), torch.zeros(len(y))
@@ -386,7 +386,7 @@ print(json.dumps(results))
 
 
 def test_kernels_compile_for_hopper(tmp_path):
-    """Ahead of time, without a GPU: machine code for sm_90, hardly a spill, no TF32, sums fused where defined so."""
+    """Compilation needs no GPU: machine code for sm_90, few spills, no TF32, and sums fused only as defined."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False)
@@ -405,7 +405,7 @@ def test_kernels_compile_for_hopper(tmp_path):
 
 
 def test_is_one_backend_among_others(monkeypatch):
-    """Through the door: marks, refusals, and codes that agree."""
+    """`rvqa.kernels.ops` gives marks, errors and codes that agree."""
     monkeypatch.setenv("RVQA_BACKEND", "triton")
     x, codebooks = (value.to(DEVICE) for value in natural(33, 3, 8, 8))
     x[3, 1] = torch.nan

@@ -1,6 +1,6 @@
-"""The `backend` fixture: a test that asks for it runs once on every backend that a CPU can run, forced by RVQA_BACKEND.
+"""The `backend` fixture: it runs a test once on each backend that a CPU can run, forced by RVQA_BACKEND.
 
-With RVQA_TEST_CUDA=1 (`make test-cuda`) CUDA C++ is one of them, under the emulation of tests/cuda.
+With RVQA_TEST_CUDA=1 (`make test-cuda`) these include CUDA C++, under the emulation of tests/cuda.
 """
 
 import os

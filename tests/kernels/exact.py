@@ -1,4 +1,4 @@
-"""Exact codes by brute force in integers, and rows made to mislead anything less. Shares no code with the kernels."""
+"""Exact codes by brute force in integers, and rows that mislead inexact methods. It shares no code with the kernels."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,13 +11,13 @@ Case = tuple[Tensor, Tensor]
 
 
 def to_integers(values: Tensor) -> np.ndarray:
-    """Float32 values as Python integers, in units of 2^-149 (every float32 is a whole number of them)."""
+    """Return float32 values as Python integers in units of 2^-149, of which every float32 is a whole number."""
     scaled = values.double().numpy() * 2.0**149
     return np.array([int(v) for v in scaled.ravel().tolist()], dtype=object).reshape(scaled.shape)
 
 
 def exact_codes(x_ND: Tensor, codebooks_MKD: Tensor) -> Tensor:
-    """Greedy codes int64 [N, M]: at every level the codeword nearest to the residual, the lowest index on a tie."""
+    """Return greedy codes int64 [N, M]: at each level the codeword nearest to the residual, lowest index on a tie."""
     residual_ND, codebooks = to_integers(x_ND), to_integers(codebooks_MKD)
     codes_NM = torch.empty(len(x_ND), len(codebooks_MKD), dtype=torch.int64)
     for n, r_D in enumerate(residual_ND):
@@ -31,7 +31,7 @@ def exact_codes(x_ND: Tensor, codebooks_MKD: Tensor) -> Tensor:
 
 
 def fused(a: np.float32, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Float32(a * b + c), rounded once: by float64, and by fractions where that stops half way between two float32."""
+    """Float32(a * b + c), rounded once: by float64, or by fractions if that is half way between two float32."""
     rounded = np.float64(a) * b.astype(np.float64) + c.astype(np.float64)
     out = rounded.astype(np.float32)
     beyond = np.nextafter(out, np.where(rounded > out, np.inf, -np.inf).astype(np.float32))
@@ -56,7 +56,7 @@ def nudge(values: Tensor, ulps: Tensor) -> Tensor:
 
 
 def midpoints(N: int = 60, seed: int = 0) -> Case:
-    """Rows half-way between two codewords, up to 3 ulp off in every coordinate."""
+    """Rows half-way between two codewords, within 3 ulp in every coordinate."""
     g = torch.Generator().manual_seed(1 + 100 * seed)
     _, c_MKD = natural(0, 2, 32, 64, seed=2 + 100 * seed)
     pair = torch.randint(0, 32, (N, 2), generator=g)
@@ -74,7 +74,7 @@ def permuted(N: int = 12, seed: int = 0) -> Case:
 
 
 def duplicates(N: int = 40, seed: int = 0) -> Case:
-    """Every codeword twice, later zeros as -0."""
+    """Every codeword twice; the second has zeros as -0."""
     x_ND, c_MKD = natural(N, 3, 32, 33, seed=4 + 100 * seed)
     c_MKD[:, :, ::5] = 0
     c_MKD[:, 16:] = c_MKD[:, :16]
@@ -83,7 +83,7 @@ def duplicates(N: int = 40, seed: int = 0) -> Case:
 
 
 def twins(N: int = 40, seed: int = 0) -> Case:
-    """Codewords in pairs that differ by one ulp in one coordinate, the nearer one not always first."""
+    """Codewords in pairs that differ by one ulp in one coordinate; the nearer one may be second."""
     x_ND, c_MKD = natural(N, 3, 32, 33, seed=5 + 100 * seed)
     c_MKD[:, 1::2] = c_MKD[:, ::2]
     c_MKD[:, 1::2, 7] = nudge(c_MKD[:, ::2, 7], torch.tensor(1))
@@ -137,20 +137,20 @@ def huge(N: int = 20, seed: int = 0) -> Case:
 
 
 def absorbed(N: int = 10, seed: int = 0) -> Case:
-    """The row so much longer than the codewords that float64 residuals lose them."""
+    """Rows so much longer than the codewords that float64 residuals lose them."""
     x_ND, c_MKD = natural(N, 2, 16, 16, seed=11 + 100 * seed)
     return torch.full_like(x_ND, 2.0**70), torch.cat([c_MKD, c_MKD.roll(1, dims=2)])
 
 
 def long_twins(N: int = 60, seed: int = 0) -> Case:
-    """Codewords an ulp apart in every coordinate, long rows: the products of float32 lose the difference."""
+    """Codewords an ulp apart in every coordinate and long rows: float32 products lose the difference."""
     x_ND, c_MKD = natural(N, 2, 1, 64, seed=12 + 100 * seed)
     ulps = torch.randint(-1, 2, (2, 16, 64), generator=torch.Generator().manual_seed(12 + 100 * seed))
     return x_ND * 300, nudge(c_MKD.expand(2, 16, 64), ulps)
 
 
 def norm_twins(N: int = 700, seed: int = 0) -> Case:
-    """Squared norms within a few roundings of 16, where the spacing of float32 doubles; rows short enough for it."""
+    """Squared norms within a few roundings of 16, where float32 spacing doubles, and rows short enough to show it."""
     g = torch.Generator().manual_seed(13 + 100 * seed)
     value_D = torch.randn(16, generator=g)
     value_D *= 4 / value_D.norm()
@@ -170,7 +170,7 @@ def cancellation(N: int = 30, seed: int = 0) -> Case:
 
 
 def partial_overflow(N: int = 1, seed: int = 0) -> Case:
-    """A float32 dot product that overflows on its way to a score that wins."""
+    """A float32 dot product that overflows on the way to a winning score."""
     winner_D = torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, 1.0]) * 2.0**29
     return torch.full((N, 6), 2.0**97), torch.stack([torch.zeros(6), winner_D])[None]
 

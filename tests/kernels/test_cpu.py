@@ -1,4 +1,4 @@
-"""What only the native backend has: instruction sets, threads that survive fork and spawn, large sizes."""
+"""Parts that only the native backend has: instruction sets, threads after fork and spawn, large sizes."""
 
 import multiprocessing
 import os
@@ -57,7 +57,7 @@ def fingerprint(isa):
 
 
 def test_every_instruction_set_gives_the_same_bits():
-    """Those that this CPU runs, against one another; `portable` runs anywhere."""
+    """The sets that this CPU runs are compared with one another; `portable` runs anywhere."""
     runs = {isa: fingerprint(isa) for isa in ("portable", "avx2", "avx512")}
     results = {}
     for isa, done in runs.items():
@@ -135,7 +135,7 @@ def test_tables_that_are_none_are_refused():
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), -3e38, 0.0])
 @pytest.mark.parametrize("K", [5, 32, 40])
 def test_no_code_leaves_tables_that_someone_wrote(K, fill):
-    """Of the right sizes, with any values behind: the codes are of no use, and below K."""
+    """The tables have the right sizes and random content: codes are meaningless, but below K."""
     x, codebooks = natural(50, 3, K, 8)
     tables = ops.prepare(codebooks)
     tables.packed[64:].view(torch.float32).fill_(fill)
@@ -170,7 +170,7 @@ def test_memory_that_is_not_aligned():
 
 
 def test_a_row_of_more_entries_than_can_be_counted():
-    """Nothing but the pointers is read."""
+    """Only the pointers are read."""
     indptr, total = torch.tensor([0, 2**31]), torch.empty(1, dtype=torch.float64)
     parts = (indptr.data_ptr(), 0, "int32", 0, "uint8", 2**33, 1)
     native = import_module("rvqa._native")
@@ -179,7 +179,7 @@ def test_a_row_of_more_entries_than_can_be_counted():
 
 
 def test_a_row_of_the_sparse_matrix_longer_than_a_block():
-    """More entries in one row than a block of 128 rows may have."""
+    """One row has more entries than a block of 128 rows may have."""
     n = (1 << 22) + 7
     genes, hidden = 97, 3
     indices = torch.arange(n, dtype=torch.int32) % genes

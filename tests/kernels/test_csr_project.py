@@ -1,4 +1,4 @@
-"""The projection's definition, spelled out in Python floats and numpy float32, holds every backend to the bit."""
+"""Every backend equals the projection's definition, written in Python floats and numpy float32, to the bit."""
 
 import math
 from decimal import Decimal, localcontext
@@ -21,7 +21,7 @@ def parameters(genes=GENES, hidden=HIDDEN):
 
 
 def counts(N, columns=GENES, density=0.3, seed=0, fractions=False):
-    """Random CSR parts with unsorted columns, empty rows and stored zeros."""
+    """Return random CSR parts with unsorted columns, empty rows and stored zeros."""
     rng = np.random.default_rng(seed)
     dense = rng.integers(0, 40, (N, columns)) * (rng.random((N, columns)) < density)
     dense[4::5] = 0
@@ -36,7 +36,7 @@ def counts(N, columns=GENES, density=0.3, seed=0, fractions=False):
 
 
 def expected(indptr, indices, data, weight, bias, target_sum=1e4, column_map=None, library_size=None):
-    """The definition of `rvqa.kernels.reference`, one row and one operation at a time."""
+    """Follow the definition of `rvqa.kernels.reference`, one row and one operation at a time."""
     out = np.empty((len(indptr) - 1, len(bias)), dtype=np.float32)
     W, indptr, indices, data = weight.numpy(), indptr.tolist(), indices.tolist(), data.double().tolist()
     for n in range(len(out)):
@@ -61,7 +61,7 @@ def same_bits(result, right):
 
 
 def test_fma_rounds_once():
-    """Random operands, subnormals, and sums that float64 leaves half way between two float32: rounding twice fails."""
+    """Operands are random, subnormal, or give a float64 sum half way between two float32: rounding twice fails."""
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(20_000, generator=g), torch.randn(20_000, generator=g)
     c = torch.randn(20_000, generator=g) * 2.0 ** torch.randint(-40, 8, (20_000,), generator=g)
@@ -79,7 +79,7 @@ def test_fma_rounds_once():
         )
         assert same_bits(reference.fma(x, y, z), right)
         twice += int((((x.double() * y + z.double()).float().numpy()) != right).sum())
-    assert twice > 100  # rounding twice would have been noticed
+    assert twice > 100  # the test would notice rounding twice
 
 
 @pytest.mark.parametrize("N", [0, 1, 7, 33, 129])
@@ -96,7 +96,7 @@ def test_bits(backend, N, dtype):
 
 @pytest.mark.parametrize("fractions", [False, True])
 def test_column_map_adds_and_drops(backend, fractions):
-    """Several columns on one axis gene are added up; -1 leaves the projection but not the library size."""
+    """Several columns of one axis gene are summed; -1 drops an entry from the projection, not the library size."""
     indptr, indices, data = counts(60, columns=200, fractions=fractions)
     column_map = torch.randint(-1, GENES, (200,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
     for values in (data, data.float()):
@@ -172,7 +172,7 @@ def test_counts_at_the_ends_of_their_range(backend):
 @pytest.mark.parametrize("values", [[0.1] * 10, [1.0, 2.0**-53, 2.0**-106]])
 @pytest.mark.parametrize("merged", [False, True])
 def test_sums_are_rounded_once(backend, values, merged):
-    """The last bit of a library size or of a merged count shows at a target sum where float32(log1p) steps."""
+    """The last bit of a library size or merged count shows at a target sum where float32(log1p) steps."""
     total, n = math.fsum(values), len(values)
 
     def step(target_sum):
@@ -222,7 +222,7 @@ def test_log1p_is_within_one_ulp():
 
 
 def float32_steps(y):
-    """Neighbouring float64 arguments above y between which float32(log1p) steps: there the last bit of log1p shows."""
+    """Return neighbouring float64 arguments above y between which float32(log1p) steps, so log1p's last bit shows."""
 
     def rounded(bits):
         return reference.log1p(bits.view(torch.float64)).float()

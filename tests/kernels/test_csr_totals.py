@@ -1,4 +1,4 @@
-"""Totals of sparse rows and what is not a raw count, against sums of Python numbers."""
+"""Totals of sparse rows and numbers of entries that are not raw counts, against sums of Python numbers."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_a_slice_of_the_pointers_reads_only_its_rows(backend):
     ],
 )
 def test_what_is_a_raw_count(backend, value, dtype, is_count, at):
-    """In one of 100 entries, wherever it stands: loops over eights have tails."""
+    """One of 100 entries is wrong, at every position, because loops over eights have tails."""
     data = torch.ones(100, dtype=dtype)
     data[at] = value
     indptr, indices = torch.tensor([0, 42, 100]), torch.arange(100, dtype=torch.int32)

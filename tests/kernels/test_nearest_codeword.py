@@ -9,7 +9,7 @@ from tests.kernels.exact import FAMILIES, exact_codes, natural
 
 
 def defined_distance(x_D: torch.Tensor, c_D: torch.Tensor) -> np.float32:
-    """The definition of the distance: Python floats are float64, one rounding an operation."""
+    """Follow the definition of the distance: Python floats are float64, and each operation rounds once."""
     total = [0.0] * 8
     for d, (x, c) in enumerate(zip(x_D.tolist(), c_D.tolist(), strict=True)):
         total[d % 8] += (x - c) * (x - c)

@@ -1,4 +1,4 @@
-"""Which backend runs, the operators' registration, and what importing costs."""
+"""The choice of the backend, the operators' registration, and the cost of imports."""
 
 import importlib
 import subprocess
@@ -20,7 +20,7 @@ def forget():
 
 @pytest.fixture
 def without_native(monkeypatch):
-    """The registry as it looks where the native module was not built."""
+    """The registry on a machine where the native module was not built."""
 
     def refuse(name):
         if name == "rvqa.kernels.cpu.backend":

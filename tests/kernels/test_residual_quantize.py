@@ -1,4 +1,4 @@
-"""Every backend against exact integers, on awkward sizes and on rows made to mislead floating point."""
+"""Every backend against exact integers, on awkward sizes and on rows that mislead floating point."""
 
 from functools import cache
 
@@ -38,7 +38,7 @@ def test_adversarial_rows_are_exact(backend, family):
 
 
 def test_families_mislead_floating_point():
-    """Plain arithmetic must fail on these rows, or they test nothing."""
+    """Plain arithmetic must fail on these rows; otherwise they test nothing."""
     x, codebooks = FAMILIES["midpoints"]()
     plain = (codebooks[0].square().sum(1) - 2 * x @ codebooks[0].T).argmin(1)
     assert (plain != expected("midpoints")[:, 0]).sum() >= 5
@@ -117,7 +117,7 @@ def test_fewer_levels_are_a_prefix(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_more_than_2_to_the_31_elements(backend, dtype):
-    """One row, repeated by a stride of 0: the last one is where 32-bit offsets would have wrapped."""
+    """One row is repeated by a stride of 0; at the last one, 32-bit offsets would wrap."""
     if backend != "cpu":
         pytest.skip("too slow")
     row, codebooks = natural(1, 1, 32, 1024)

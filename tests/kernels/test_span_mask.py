@@ -1,4 +1,4 @@
-"""Masking touches exactly the ids that a row's window rules out, on every backend: to the bit."""
+"""On every backend, masking changes exactly the ids that a row's window rules out."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ INFINITY = {torch.float32: 0xFF800000, torch.bfloat16: 0xFF80, torch.float16: 0x
 
 
 def windows(V):
-    """Inside and outside of spans in the middle, at the edges, beyond them, empty, whole and of one id."""
+    """Windows inside and outside spans: in the middle, at the edges, beyond them, empty, whole, and of one id."""
     a, b = V // 3, V // 3 + V // 5 + 1
     spans = [(a, b), (0, a), (b, V), (0, V), (0, 0), (b, a), (a, a), (V, V), (V - 1, V), (0, 1)]
     spans += [(-5, b), (a, V + 5), (-(2**62), 2**62), (V + 3, V + 9), (-9, -3), (2**62, -(2**62))]
@@ -19,7 +19,7 @@ def windows(V):
 
 
 def random_logits(B, V, *, dtype=torch.float32, offset=0, beyond=0, seed=0):
-    """All bit patterns, NaN and infinities among them, and the memory around the rows."""
+    """Return random bit patterns, including NaN and infinities, and the memory around the rows."""
     size = torch.iinfo(BITS[dtype])
     shape = (B, offset + V + beyond)
     generator = torch.Generator().manual_seed(seed)
@@ -36,7 +36,7 @@ def bits(logits):
 
 
 def definition(logits, states, windows):
-    """What the operator promises, in numpy; the bits of the result."""
+    """Compute the operator's definition in numpy; return the bits of the result."""
     result = bits(logits).copy()
     infinity = np.array(INFINITY[logits.dtype]).astype(f"uint{8 * result.itemsize}").view(result.dtype)
     id_V = np.arange(result.shape[1])
@@ -84,7 +84,7 @@ def test_every_window(backend, dtype):
 @pytest.mark.parametrize("dtype", BITS)
 @pytest.mark.parametrize("B", [1, 3, 17])
 def test_a_vocabulary(backend, threads, B, dtype):
-    """Rows of many parts, which threads share."""
+    """Rows have many parts, which threads share."""
     V, opener = 151_936, 151_669
     spans = torch.tensor([(opener + 1 + 32 * m, opener + 33 + 32 * m, 1) for m in range(8)] + [(opener, V, 0)])
     for all_windows in (spans, windows(V)):
@@ -93,7 +93,7 @@ def test_a_vocabulary(backend, threads, B, dtype):
 
 
 def test_past_the_caches(backend, threads):
-    """More bytes than the native kernel keeps in the caches."""
+    """There are more bytes than the native kernel keeps in the caches."""
     V = 151_936
     logits, around = random_logits(120, V, offset=1, beyond=2)
     check(logits, around, torch.full((120,), 1), windows(V), offset=1)

@@ -1,4 +1,4 @@
-"""The span automaton: the table, the vectorised states, the masks and a regular expression all say the same."""
+"""The span automaton: the table, the vectorised states, the masks and a regular expression agree."""
 
 from itertools import product
 
@@ -19,7 +19,7 @@ def class_of(letter, vocabulary):
 
 
 def written(states, vocabulary, rows=ROWS):
-    """Which ids the mask leaves in each of the states: bool [.., rows]."""
+    """Return which ids the mask leaves in each state, bool [.., rows]."""
     logits = torch.zeros(*states.shape, rows)
     assert masks.apply_mask_(logits, states, vocabulary, stop_id=END_ID) is logits
     assert set(logits.unique().tolist()) <= {0.0, -np.inf}
@@ -27,7 +27,7 @@ def written(states, vocabulary, rows=ROWS):
 
 
 def states_along(ids, vocabulary, rule, budget=None):
-    """Vectorised states before each id of each row and after the last one: int [B, L + 1]."""
+    """Return vectorised states before each id of each row and after the last one, int [B, L + 1]."""
     K = vocabulary.span_length
     padded = torch.nn.functional.pad(torch.as_tensor(ids), (K, 0), value=grammar.ABSENT)
     last_BLK = padded.unfold(-1, K, 1)
@@ -40,7 +40,7 @@ def states_along(ids, vocabulary, rule, budget=None):
 
 
 def test_every_state_and_token_class():
-    """The table, spelled out a second time as state -> letters."""
+    """The table is written a second time here, as state -> letters."""
     may = {grammar.PLAIN: "te", grammar.TEXT: "teo", grammar.OPEN: "o", grammar.END: "e"}
     may |= {grammar.LEVEL_0 + m: str(m) for m in range(8)} | {grammar.LEVEL_0 + 8: "c"}
     assert len(may) == STATES == len(grammar.table(8)) == len(grammar.windows(CELL))
@@ -100,7 +100,7 @@ def test_every_short_string(rule, vocabulary, longest):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.mode)
 @pytest.mark.parametrize("budget", [0, 1, 3, 4, 5, 6, 7])
 def test_every_output_within_a_budget(rule, budget):
-    """Depth first over all outputs that the masks let through: each open span can close, and nothing else is lost."""
+    """A depth-first search of all outputs that masks allow: each open span can close, and none is lost."""
     alphabet = letters(SMALL)
     ids = [an_id(letter, SMALL) for letter in alphabet]
     frontier = [""]
@@ -114,7 +114,7 @@ def test_every_output_within_a_budget(rule, budget):
             for letter, allow in zip(alphabet, may, strict=True):
                 fits = length + 1 + still_needed(text + letter, SMALL) <= budget
                 if rule.cells > 0 and text.count("c") == min(rule.cells, budget // SMALL.span_length):
-                    assert allow == (letter == "e")  # all cells are there that fit
+                    assert allow == (letter == "e")  # all cells that fit are there
                 elif length < budget:
                     assert allow == (may_go_on(text + letter, rule, SMALL) and fits), (text, letter)
                 if allow and length < budget:
@@ -126,7 +126,7 @@ def test_every_output_within_a_budget(rule, budget):
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.mode)
 def test_random_walks(rule):
-    """Long strings, most steps allowed ones, some not: trace and states agree at each position, at any budget."""
+    """In long strings with mostly allowed steps, trace and states agree at each position and budget."""
     for budget, n in ((None, 20_000), (35, 5_000)):
         walks, traces = spans.random_walks(rule, n, 24 if budget is None else 40, budget=budget)
         np.testing.assert_array_equal(states_along(walks, CELL, rule, budget).numpy(), traces)
@@ -148,7 +148,7 @@ def test_a_span_opens_when_ten_tokens_remain_and_not_when_nine_do(rule):
     for output in ([], [1]):
         ids = torch.tensor([output] * 3, dtype=torch.long)
         plenty = grammar.states(ids, CELL, rule.cells)
-        if int(plenty[0]) >= grammar.LEVEL_0:  # a place in a span, whatever the id: no budget asks there
+        if int(plenty[0]) >= grammar.LEVEL_0:  # the id does not matter within a span, where no budget applies
             continue
         short = {grammar.TEXT: grammar.PLAIN, grammar.OPEN: grammar.END}.get(int(plenty[0]), int(plenty[0]))
         for remaining in (0, 9, 10, 11):
@@ -158,7 +158,7 @@ def test_a_span_opens_when_ten_tokens_remain_and_not_when_nine_do(rule):
 
 
 def test_nothing_waits_for_the_device():
-    """A tensor on the meta device has no values: any look from the host at one would raise."""
+    """A tensor on the meta device has no values, so a read from the host would raise."""
     last = torch.zeros(4, 7, 10, dtype=torch.long, device="meta")
     zeros = torch.zeros(4, 7, dtype=torch.long, device="meta")
     for cells, remaining, length in product((-2, -1, 0, 3, zeros), (None, 5, zeros), (None, 12, zeros)):
@@ -217,7 +217,7 @@ def test_outputs_with_several_end_tokens():
 
 
 def test_rows_of_several_rules_at_once():
-    """One call for a mixed batch gives what each row gets alone."""
+    """One call for a mixed batch gives each row the same as a call for it alone."""
     walks = np.concatenate([spans.random_walks(rule, 50, 30, seed=1)[0] for rule in RULES])
     cells = torch.tensor([[rule.cells] * 50 for rule in RULES]).reshape(-1)
     length = torch.from_numpy(np.random.default_rng(0).integers(0, 31, len(walks)))
@@ -236,7 +236,7 @@ def test_rows_of_several_rules_at_once():
 
 @pytest.mark.parametrize("remaining", [None, 0, 1, 2, 3, 9])
 def test_choices_are_a_trie(remaining):
-    """Against a plain walk over all answers, for every output of up to four ids of a small alphabet."""
+    """The trie equals a plain walk over all answers, for every output of up to four ids of a small alphabet."""
     answers = [(5, 6), (5, 6, 7), (5, 7), (8,), (8, 8, 8)]
     tensor = masks.answer_tensor(answers, END_ID)
     alphabet = [5, 6, 7, 8, END_ID]
@@ -244,7 +244,7 @@ def test_choices_are_a_trie(remaining):
         rows = list(product(alphabet, repeat=length))
         logits = torch.randn(len(rows), 12, generator=torch.Generator().manual_seed(0))
         ids = torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
-        padded = torch.cat([ids, torch.randint(0, 12, (len(rows), 3))], dim=1)  # what stands behind is not read
+        padded = torch.cat([ids, torch.randint(0, 12, (len(rows), 3))], dim=1)  # later ids are not read
         masked = masks.mask_choices_(logits.clone(), padded, length, tensor, END_ID, remaining=remaining)
         for row, before, after in zip(rows, logits, masked, strict=True):
             whole = [(*answer, END_ID) for answer in answers]

@@ -1,4 +1,4 @@
-"""A model's directory: opened by transformers alone, exact after loading, whole or not there, refused when damaged."""
+"""A model's directory: transformers alone opens it, loading is exact, it is written whole, damage is rejected."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.conftest import fit_shipped
 
 @pytest.fixture(scope="module")
 def fitted(shipped):
-    """A model as it left a fit of two steps, not read from a directory."""
+    """A model after a fit of two steps, not read from a directory."""
     from rvqa.training.fit import FitSettings
     from rvqa.training.language.cpt import LanguageSettings
     from rvqa.training.tokenizer.settings import TokenizerSettings
@@ -26,7 +26,7 @@ def fitted(shipped):
 
 @pytest.fixture(scope="module")
 def fitted_path(fitted, tmp_path_factory):
-    """Directory that it was saved in."""
+    """Directory in which it was saved."""
     path = tmp_path_factory.mktemp("fitted") / "model"
     fitted.save_pretrained(path)
     return path

@@ -1,4 +1,4 @@
-"""Cell tokens in a vocabulary: exact maps between codes, ids and text, harmless free text, and the model's new rows."""
+"""Cell tokens in a vocabulary: exact maps between codes, ids and text, safe free text, and the model's new rows."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ codes_NM = st.integers(0, 20).flatmap(lambda n: arrays(np.uint8, (n, 8), element
 
 
 def codebooks(levels=8, entries=32, width=24, shrink=0.7):
-    """Random codebooks whose codewords shrink from level to level, as those of a residual quantizer do."""
+    """Return random codebooks whose codewords shrink from level to level, as in a residual quantizer."""
     draws = np.random.default_rng(0).normal(size=(levels, entries, width))
     return (draws * shrink ** np.arange(levels)[:, None, None]).astype(np.float32)
 
@@ -279,7 +279,7 @@ def test_rows_that_exist_are_never_resized(rows):
 @pytest.mark.parametrize("width", [8, 24, 200])
 def test_new_rows_have_the_spread_of_old_rows_and_are_all_distinct(tied, width):
     model = qwen_fixture.qwen_model(540, tied=tied)
-    with torch.no_grad():  # another mean and spread than the other matrix's, and some anisotropy
+    with torch.no_grad():  # mean and spread differ from the other matrix's, with some anisotropy
         model.get_input_embeddings().weight.mul_(torch.linspace(0.1, 3, 64)).add_(0.05)
     install_rows(model, SPAN, codebooks(width=width), seed=0)
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:

@@ -1,4 +1,4 @@
-"""Hugging Face generation: only valid spans at any temperature, and a fast path that is `generate` in all but time."""
+"""Hugging Face generation: only valid spans at any temperature, and a fast path that equals `generate`."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CODEBOOKS = torch.randn(8, 32, 12, generator=torch.Generator().manual_seed(0))
 
 
 def cell_model(**settings):
-    """A random model that knows the cell tokens; wide initial weights, so that it has opinions."""
+    """A random model with cell tokens; wide initial weights make its distributions uneven."""
     settings = {"eos_token_id": END_ID, "pad_token_id": PAD_ID, "initializer_range": 0.3, **settings}
     model = qwen_fixture.qwen_model(560, **settings)
     install_rows(model, CELL, CODEBOOKS, seed=0)
@@ -39,7 +39,7 @@ def prompts(texts=("a cell of blood:", "T cell <|cell|><|c0_03|>", "x")):
 
 
 class Eager(LogitsProcessor):
-    """Makes the opener, and now and then the end, likely: random models rarely think of either."""
+    """Makes the opener, and now and then the end, likely, because random models rarely write them."""
 
     def __call__(self, input_ids, scores):
         scores = scores.clone()
@@ -128,7 +128,7 @@ def test_outputs_that_the_grammar_ends(model, rule):
 
 @pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
 def test_masks_are_the_automaton(rule):
-    """Every string of up to 4 token classes, and 25,000 random walks at every length."""
+    """Covers every string of up to 4 token classes, and 25,000 random walks at every length."""
     allowed = spans.allowed()
 
     def require(ids, budget):
@@ -165,14 +165,14 @@ def test_fast_and_generate_take_the_same_codes(settings):
         assert fast.shape == (3, 8)
         assert fast.dtype == "uint8"
         assert fast.tolist() == plain.tolist()
-        # Padding does not matter: each prompt alone gives the same cell.
+        # Padding has no effect: each prompt alone gives the same cell.
         for row in range(3):
             alone = ids_BL[row : row + 1, int((mask_BL[row] == 0).sum()) :]
             assert generate_cells(model, alone, None, CELL).tolist() == fast[row : row + 1].tolist()
 
 
 def test_fast_and_generate_agree_on_absolute_positions():
-    """Rotary models do not see where padding begins; GPT-2, with learned positions, does."""
+    """Padding does not shift rotary positions, but it would shift the learned positions of GPT-2."""
     config = GPT2Config(vocab_size=560, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5)
     config.bos_token_id = config.eos_token_id = END_ID
     for seed in range(2):
@@ -186,7 +186,7 @@ def test_fast_and_generate_agree_on_absolute_positions():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_fast_and_generate_draw_from_the_same_distribution(model, monkeypatch, temperature):
-    """Both are made to draw fixed codes; the probabilities that they draw from must agree at each of the 8 levels."""
+    """Both are forced to draw fixed codes; their probabilities must agree at each of the 8 levels."""
     bent = GenerationConfig(do_sample=True, top_k=3, top_p=0.5, min_p=0.3, repetition_penalty=3.0, min_new_tokens=12)
     monkeypatch.setattr(model, "generation_config", bent)
     ids_BL, mask_BL = prompts()
@@ -216,7 +216,7 @@ def test_fast_and_generate_draw_from_the_same_distribution(model, monkeypatch, t
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_draws_follow_the_softmax(temperature):
-    """Numbers spread evenly over [0, 1) fall to each id as often as its probability says; masked ids get none."""
+    """Evenly spread numbers in [0, 1) give each id in proportion to its probability, and never a masked id."""
     logits = 3 * torch.randn(40, generator=torch.Generator().manual_seed(0))
     logits[[0, 7, 8, 39]] = -torch.inf
     n = 100_000
@@ -231,7 +231,7 @@ def test_draws_follow_the_softmax(temperature):
 
 @pytest.mark.parametrize("engine", ["fast", "generate"])
 def test_a_row_draws_from_its_own_seed_whatever_the_batch(engine):
-    """In float64, where logits of other batches differ by too little to move a draw; engines draw alike, too."""
+    """In float64, logits of other batches differ too little to change a draw; engines also draw alike."""
     model = cell_model().double()
     texts = [f"a cell{'!' * (i % 4)}:" for i in range(24)]
     seeds = [7, 7, *range(22)]

@@ -1,4 +1,4 @@
-"""Engines: replies kept in a file, an engine that stops, a server that is slow, broken or no server of ours."""
+"""Engines: replies kept in a file, an engine that stops, and a server that is slow, broken or of another kind."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def annotated(cells, model, **settings):
 
 
 class Stops:
-    """The model in here, which stops after some replies."""
+    """The model in this process, which stops after some replies."""
 
     def __init__(self, model, after):
         self.inner, self.after, self.asked = HuggingFace(model, batch_size=8), after, 0
@@ -113,7 +113,7 @@ def test_engines_by_name(model):
 
 
 def test_outputs_of_every_rule(model):
-    """Mixed asks in one call: each output is whole under its own rule, at any temperature."""
+    """One call has mixed asks: each output is whole under its own rule, at any temperature."""
     prompt = tuple(model.prompts.ids("Cell type: {label}.", label="B")[0].tolist())
     rules = [
         Rule("free"),
@@ -132,9 +132,9 @@ def test_outputs_of_every_rule(model):
 
 @pytest.mark.parametrize("rule", [Rule("one_cell"), Rule("free")], ids=lambda rule: rule.mode)
 def test_an_ask_draws_from_its_own_seed_whatever_else_is_asked(model, rule):
-    """Another order, other batches, a part of the asks: the same outputs; a stopped run goes on as it would have.
+    """Order, batches and other asks do not change an output, and a stopped run continues the same way.
 
-    In float64, where the logits of other batches differ by too little to move a draw.
+    In float64 the logits of other batches differ too little to change a draw.
     """
     exact = replace(model, network=copy.deepcopy(model.network).double())
     prompt = tuple(model.prompts.ids("Cell type: {label}.", label="B")[0].tolist())
@@ -163,7 +163,7 @@ def test_evidence_is_kept_and_scored(cells, model):
 
 
 class Server(ThreadingHTTPServer):
-    """Speaks as much of vLLM's protocol as the client does, with the model in here behind it; fails as told."""
+    """Speaks the client's part of vLLM's protocol for the model in this process; it fails on request."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""CellTokenizer: codes depend on the cell and the model alone; save and load are exact; bad files are refused."""
+"""CellTokenizer: codes depend only on the cell and the model; save and load are exact; bad files are rejected."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_codes_do_not_depend_on_threads_or_on_the_order_of_genes(pbmc_tokenizer,
 
 
 def test_sparse_path_equals_the_layers_as_trained(pbmc_tokenizer, read):
-    """`latent` folds standardisation and panel into weight and bias; `encode_dense` is what training optimised."""
+    """`latent` folds standardisation and panel into weight and bias; training optimised `encode_dense`."""
     adata = read("kang2018_ifnb_pbmc_2k")[:300].copy()
     alignment = align(adata, pbmc_tokenizer.axis)
     counts = sp.csr_matrix(adata.X)
@@ -72,7 +72,7 @@ def test_sparse_path_equals_the_layers_as_trained(pbmc_tokenizer, read):
 
 
 def test_unmeasured_is_not_zero(pbmc_tokenizer, read):
-    """A cell read on half of its genes stays closer to itself than the same cell with the other half called zero."""
+    """A cell with half of its genes unmeasured stays closer to itself than with that half set to zero."""
     adata = read("pbmc3k_10x")[:400].copy()
     depth = np.asarray(adata.X.sum(1, dtype=np.float64)).ravel()
     keep = np.random.default_rng(0).random(adata.n_vars) < 0.5
@@ -107,7 +107,7 @@ def test_save_and_load_are_exact(pbmc_tokenizer, read, tmp_path):
 
 
 def test_tables_are_kept_until_a_codeword_changes(pbmc_tokenizer, tmp_path, monkeypatch):
-    """Whatever changes it: in place, under inference mode, behind autograd's back, from a file, by another backend."""
+    """A change counts in place, under inference mode, hidden from autograd, from a file, or by another backend."""
     pbmc_tokenizer.save_pretrained(tmp_path)
     tokenizer = CellTokenizer.from_pretrained(tmp_path)
     codes = np.zeros((1, 8), dtype=np.uint8)
@@ -170,7 +170,7 @@ def test_few_genes_warn_and_too_few_are_refused(pbmc_tokenizer, read):
 
 
 def test_decoded_profiles_follow_their_cells(pbmc_tokenizer, read):
-    """Types decode to their own mean profile, beyond what the mean of all cells explains."""
+    """Types decode to their own mean profiles, better than to the mean of all cells."""
     adata = read("pbmc3k_10x")
     codes = codes_of(adata, pbmc_tokenizer)
     alignment = align(adata, pbmc_tokenizer.axis)

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine takes the steps plain PyTorch takes, and can be used twice in one process."""
+"""The DeepSpeed engine takes the same steps as plain PyTorch, and can be used twice in one process."""
 
 import math
 import subprocess
@@ -24,7 +24,7 @@ def data(step):
 
 
 def test_steps_equal_plain_pytorch():
-    """AdamW, clipping at 1, warm-up over the first tenth, cosine to zero: written out once more, by hand."""
+    """AdamW, clipping at 1, warm-up over the first tenth and cosine to zero are written here by hand."""
     settings = OptimiserSettings(learning_rate=0.05, weight_decay=0.1, warmup=0.1)
     ours, theirs = linear(), linear()
     engine = Engine(ours, settings, total_steps=20, batch_size=8)
@@ -55,13 +55,13 @@ def test_two_engines_one_after_the_other():
 
 
 def test_the_process_group_is_taken_down_before_the_interpreter():
-    """Threads of gloo that outlive it abort the process: 12 of 25 fits on a busy machine ended so."""
+    """Threads of gloo that outlive the interpreter abort the process, as in 12 of 25 fits on a busy machine."""
     program = "\n".join(
         (
             "import atexit",
             "import torch.distributed as dist",
             "from rvqa.training.distributed import begin_group",
-            # what is registered first runs last
+            # the function registered first runs last
             "atexit.register(lambda: print('there' if dist.is_initialized() else 'gone'))",
             "begin_group('gloo', store=dist.HashStore(), rank=0, world_size=1)",
             "print('there' if dist.is_initialized() else 'gone')",

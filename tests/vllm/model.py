@@ -1,6 +1,6 @@
-"""Fits the model that the tests of vLLM serve, briefly, on real cells: `python -m tests.vllm.model DIRECTORY`.
+"""Briefly fits the model that the tests of vLLM serve, on real cells: `python -m tests.vllm.model DIRECTORY`.
 
-Kang's cells without donors 1244 and 1256. Training needs DeepSpeed, which the tests' own environment does not have.
+It uses Kang's cells without donors 1244 and 1256. Training needs DeepSpeed, which the tests' environment lacks.
 """
 
 import os
@@ -16,7 +16,7 @@ from rvqa.training.tokenizer.settings import TokenizerSettings
 
 
 def main(directory: str) -> None:
-    """Fit and save."""
+    """Fit the model and save it."""
     cells = anndata.read_h5ad(Path(os.environ["RVQA_DATA_DIR"]) / "kang2018_ifnb_pbmc_2k.h5ad")
     train, _ = splits.by_donor(cells, "donor", ("1244", "1256"))
     settings = FitSettings(tokenizer=TokenizerSettings(epochs=60), language=LanguageSettings(steps=300, batch_size=64))

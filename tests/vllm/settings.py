@@ -1,4 +1,4 @@
-"""A vLLM engine that is short of everything, for tests."""
+"""Settings of a vLLM engine with very small limits, for tests."""
 
 from vllm import TokensPrompt
 
@@ -6,9 +6,9 @@ TIGHT = {
     "enforce_eager": True,
     "max_model_len": 512,
     "max_num_seqs": 32,
-    "max_num_batched_tokens": 64,  # prompts come in parts
+    "max_num_batched_tokens": 64,  # prompts are processed in parts
     "block_size": 32,
-    "num_gpu_blocks_override": 64,  # room for a few whole outputs: the others are preempted
+    "num_gpu_blocks_override": 64,  # room for a few whole outputs, so that others are preempted
     "disable_log_stats": False,
 }
 

@@ -1,4 +1,4 @@
-"""vLLM in bfloat16: at least 99.5 % of labels are Hugging Face's in float32; draws follow the seed."""
+"""vLLM in bfloat16: at least 99.5 % of labels equal Hugging Face's in float32, and draws follow the seed."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def model(model_dir):
 
 @pytest.fixture(scope="module")
 def llm(model_dir):
-    # Seeded requests end the CPU build when their prompts come in parts, so these do not.
+    # Seeded requests crash the CPU build if their prompts come in parts, so these come whole.
     settings = {**TIGHT, "max_num_batched_tokens": 2048}
     yield LLM(model=str(model_dir), dtype="bfloat16", logits_processors=[CellSpans], **settings)
     cleanup_dist_env_and_memory()

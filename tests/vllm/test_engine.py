@@ -1,4 +1,4 @@
-"""A real vLLM engine on the CPU: outputs are whole at any temperature and under load; answers are Hugging Face's."""
+"""A real vLLM engine on the CPU: outputs are whole at any temperature and load; answers equal Hugging Face's."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def counted(llm, name):
 
 
 def long_prompts(model, held_out, n):
-    """Prompts of up to 150 ids: several cells of the held-out donors behind each other."""
+    """Prompts of up to 150 ids, with several cells of the held-out donors in a row."""
     codes = rvqa.encode(held_out, model, copy=True).obsm["rvqa_codes"]
     rng = np.random.default_rng(0)
     picked = rng.integers(len(codes), size=(n, 14))
@@ -49,7 +49,7 @@ def long_prompts(model, held_out, n):
 
 
 def test_hot_outputs_hold_whole_cells_only(llm, model, held_out):
-    """100,000 tokens at temperature 2, prompts in parts, requests preempted: no broken span, none cut."""
+    """100,000 tokens at temperature 2, with split prompts and preempted requests, have no broken or cut span."""
     prompts = long_prompts(model, held_out, 560)
     end, opener = model.prompts.end, model.vocabulary.opener
     rng = np.random.default_rng(1)
@@ -73,7 +73,7 @@ def test_hot_outputs_hold_whole_cells_only(llm, model, held_out):
     written = cells = 0
     for (rule, budget), output in zip(allotted, generate(llm, prompts, params), strict=True):
         ids = list(output.token_ids)
-        stops = [end] if rule.ends else []  # the others write on behind an end token
+        stops = [end] if rule.ends else []  # the others continue after an end token
         assert is_valid_output(ids, rule, model.vocabulary, stop_ids=stops)
         assert output.finish_reason == ("stop" if rule.ends else "length")
         assert rule.ends or len(ids) == budget
@@ -83,12 +83,12 @@ def test_hot_outputs_hold_whole_cells_only(llm, model, held_out):
         cells += spans
     print(f"{written:,} tokens, {cells:,} cells, {counted(llm, 'vllm:num_preemptions'):,} preemptions")
     assert written >= 100_000
-    assert cells > sum(max(rule.cells, 0) for rule, _ in allotted)  # how many more depends on the fit
+    assert cells > sum(max(rule.cells, 0) for rule, _ in allotted)  # the fit decides how many more
     assert counted(llm, "vllm:num_preemptions") > 50
 
 
 def test_processed_log_probabilities_are_those_of_hugging_face(llm, model, held_out):
-    """The whole distribution at each step of sampled outputs: mean difference below 1e-5."""
+    """The whole distribution at each step of sampled outputs has a mean difference below 1e-5."""
     prompts = long_prompts(model, held_out, 6)
     end, V = model.prompts.end, model.language_model.get_output_embeddings().weight.shape[0]
     llm.llm_engine.model_config.max_logprobs = -1
@@ -151,7 +151,7 @@ def test_choices_are_answered_with_one_of_them(llm, model, held_out):
 
 
 def test_evidence_before_the_label(llm, model, held_out):
-    """Words are written, hold no cell tokens, and are the same on both engines; a label is chosen after them."""
+    """Both engines write the same words, without cell tokens, and then choose a label."""
     codes = rvqa.encode(held_out[:8], model, copy=True).obsm["rvqa_codes"]
     labels = model.card.labels
     here, words = label_scores(model, codes, labels, reasoning=12)

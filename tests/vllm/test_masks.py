@@ -1,7 +1,7 @@
-"""One grammar, four times: automaton, Hugging Face, vLLM V1, Model Runner V2 leave the same ids of the same rows.
+"""One grammar, four times: automaton, Hugging Face, vLLM V1 and Model Runner V2 leave the same ids in each row.
 
-V1 and V2 get vLLM's own classes of batch updates, request state and context. V2's buffers, which live on a GPU, are
-tensors of the same shape here.
+V1 and V2 get vLLM's own classes of batch updates, request state and context. V2 keeps its buffers on a GPU; here they
+are tensors of the same shape.
 """
 
 from itertools import product
@@ -26,7 +26,7 @@ from tests import qwen_fixture, spans
 TOKENIZER = qwen_fixture.byte_tokenizer()
 CELL = CellVocabulary.install(TOKENIZER)
 END_ID, ROWS = TOKENIZER.eos_token_id, 560
-PROMPT = [7, CELL.opener, 9]  # spans in the prompt do not matter
+PROMPT = [7, CELL.opener, 9]  # spans in the prompt have no effect
 LENGTH = 64
 TEXT_ID = 5
 
@@ -39,7 +39,7 @@ def config(tmp_path_factory):
 
 
 def engine_config(folder, *, named=("rvqa.serving.vllm:CellSpans",), asynchronous=False):
-    """What the processor reads of vLLM's configuration."""
+    """Return the part of vLLM's configuration that the processor reads."""
     model = SimpleNamespace(
         model=str(folder),
         tokenizer=str(folder),
@@ -57,7 +57,7 @@ def params(rule, max_tokens=None, **settings):
 
 
 def ours(ids):
-    """Ids of `tests.spans` in this tokenizer."""
+    """Return ids of `tests.spans` in this tokenizer."""
     table = np.full(spans.ROWS, TEXT_ID)
     table[spans.END_ID] = END_ID
     table[spans.CELL.base : spans.CELL.closer + 1] = np.arange(CELL.base, CELL.closer + 1)
@@ -65,7 +65,7 @@ def ours(ids):
 
 
 def by_table(outputs, rule, budget):
-    """What is left by the table alone, bool [B, rows]: the trace of each output, and the windows of its last state."""
+    """Return the ids that the table leaves, bool [B, rows], by each output's trace and its last state's windows."""
     allowed = spans.allowed(CELL, ROWS, END_ID)
     last = [grammar.trace(row, CELL, rule.cells, stop_id=END_ID, max_new_tokens=budget)[-1] for row in outputs]
     return allowed[torch.tensor(last)]
@@ -110,7 +110,7 @@ class Buffers:
             prefill_len=buffer(slots),
             total_len=buffer(slots),
         )
-        self.state.all_token_ids.gpu.random_(0, ROWS)  # what an earlier request left there
+        self.state.all_token_ids.gpu.random_(0, ROWS)  # left there by an earlier request
 
     def fill(self, slot, output, prompt=PROMPT):
         whole = [*prompt, *output]
@@ -120,7 +120,7 @@ class Buffers:
         self.state.total_len.gpu[slot] = len(whole)
 
     def fill_all(self, slots, outputs):
-        """`fill` for outputs of one length."""
+        """Call `fill` for outputs of one length."""
         prompts = np.tile(PROMPT, (len(outputs), 1))
         whole = np.concatenate([prompts, np.asarray(outputs, dtype=np.int64).reshape(len(outputs), -1)], axis=1)
         self.state.all_token_ids.gpu[torch.from_numpy(slots), : whole.shape[1]] = torch.from_numpy(whole).int()
@@ -129,7 +129,7 @@ class Buffers:
             each.gpu.fill_(whole.shape[1])
 
     def context(self, slots, drafts=None):
-        """One row for each slot, and one for each of its draft tokens."""
+        """Return one row for each slot, and one for each of its draft tokens."""
         drafts = drafts or [[] for _ in slots]
         slot_of = [slot for slot, draft in zip(slots, drafts, strict=True) for _ in range(len(draft) + 1)]
         local = [i for draft in drafts for i in range(len(draft) + 1)]
@@ -187,7 +187,7 @@ def test_every_short_string(rule, budget, config):
 
 @pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
 def test_every_state_and_token_class(rule, config):
-    """An output for each state that a rule reaches, with each class behind it."""
+    """There is an output for each state that a rule reaches, followed by each token class."""
     codes = [CELL.code_id(m, 31) for m in range(8)]
     span = [CELL.opener, *codes, CELL.closer]
     classes = [TEXT_ID, END_ID, *span]
@@ -199,7 +199,7 @@ def test_every_state_and_token_class(rule, config):
 
 @pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
 def test_random_walks(rule, config):
-    """100,000 in all, 25,000 of each rule, at each of their 25 places."""
+    """There are 100,000 walks, 25,000 of each rule, checked at each of their 25 places."""
     walks, traces = spans.random_walks(rule, 25_000, 24, budget=30, seed=2)
     walks, allowed = ours(walks), spans.allowed(CELL, ROWS, END_ID)
     for length in range(25):
@@ -223,7 +223,7 @@ def test_choices(config):
 
 
 def test_choices_at_the_bound_and_beyond(config):
-    """As many choices as a request may have are told apart; one more is refused at admission."""
+    """A request may have the most choices, which stay distinct; one more is rejected at admission."""
     most = tuple(f" cell type number {i:4d}" for i in range(1024))
     rule = Rule("choice", choices=most)
     CellSpans.validate_params(params(rule, 40))
@@ -237,7 +237,7 @@ def test_choices_at_the_bound_and_beyond(config):
 
 
 def test_a_batch_of_many_rules_that_changes(config):
-    """Rows come, go, move and swap as vLLM moves them; each is held to its own rule."""
+    """Rows come, go, move and swap as in vLLM; each follows its own rule."""
     processor = CellSpans(config, torch.device("cpu"), is_pin_memory=False)
     choice = Rule("choice", choices=(" B", " T"))
     rules = [*spans.RULES, choice, Rule("n_cells", 3)]
@@ -255,7 +255,7 @@ def test_a_batch_of_many_rules_that_changes(config):
                 written: list[int] = []
                 rows[row] = (rule, written)
                 added.append((row, params(rule, 40), list(PROMPT), written))
-        removed = [row for row in removed if row not in rows]  # vLLM names only rows that stay empty
+        removed = [row for row in removed if row not in rows]  # vLLM reports only rows that stay empty
         here = sorted(rows)
         if len(here) > 1 and rng.random() < 0.5:
             a, b = (int(each) for each in rng.choice(here, 2, replace=False))
@@ -293,7 +293,7 @@ def test_slots_of_v2_are_used_again(config):
 
 @pytest.mark.parametrize("rule", [*spans.RULES, Rule("choice", choices=(" B cell", " CD4 T"))], ids=lambda r: r.mode)
 def test_rows_of_draft_tokens(rule, config):
-    """Under speculative decoding V2 shows one row a draft token: each is masked as if the drafts had been written."""
+    """In speculative decoding V2 has a row per draft token; each is masked as if the drafts had been written."""
     rng = np.random.default_rng(0)
     buffers = Buffers(4)
     processor = CellSpans(config, buffers.state)
@@ -320,7 +320,7 @@ def test_rows_of_draft_tokens(rule, config):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Model Runner V2 keeps its requests on a GPU")
 @pytest.mark.parametrize("rule", spans.RULES, ids=lambda rule: rule.mode)
 def test_on_the_request_state_of_a_gpu(rule, config):
-    """V2's own buffers in place of tensors of their shape."""
+    """This uses V2's own buffers instead of tensors of their shape."""
     from vllm.v1.worker.gpu.states import RequestState
 
     device = torch.device("cuda")
@@ -350,7 +350,7 @@ def test_on_the_request_state_of_a_gpu(rule, config):
 
 
 def test_what_cannot_be_counted_opens_no_span(config):
-    """A stop token inside spans, a prompt of embeddings, the end of the model's length."""
+    """Cases: a stop token inside spans, a prompt of embeddings, the end of the model's length."""
     seen = {}
     for name, request, prompt in [
         ("plain", params(Rule("free"), 30), [1]),
@@ -384,7 +384,7 @@ def test_what_cannot_be_counted_opens_no_span(config):
 
 
 def test_ids_that_vllm_does_not_know_yet_are_refused(config):
-    """Async scheduling shows -1 to processors known by entry point alone; lengths are known all the same."""
+    """Async scheduling shows -1 to processors registered only by entry point, but lengths are still known."""
     for rule, fails in [
         (Rule("free"), True),
         (Rule("choice", choices=(" B",)), True),
@@ -403,7 +403,7 @@ def test_ids_that_vllm_does_not_know_yet_are_refused(config):
 
 
 def test_models_without_cell_tokens_are_left_alone(tmp_path):
-    """Also where the tokenizer cannot be opened, if nobody named the class: its entry point meets every model."""
+    """This holds even if the tokenizer cannot be opened and nobody named the class: its entry point sees any model."""
     qwen_fixture.byte_tokenizer().save_pretrained(tmp_path)
     for folder in (tmp_path, tmp_path / "nothing"):
         config = engine_config(folder, named=(), asynchronous=True)
@@ -429,7 +429,7 @@ def test_an_entry_point_alone_and_async_scheduling_do_not_start(config):
 
 
 def opens(config, request):
-    """Whether a request may begin with a cell."""
+    """Return whether a request may begin with a cell."""
     processor = CellSpans(config, torch.device("cpu"), is_pin_memory=False)
     processor.update_state(BatchUpdate(1, removed=[], added=[(0, request, [1], [])], moved=[]))
     left = torch.isfinite(processor.apply(torch.zeros(1, ROWS)))[0]
@@ -462,7 +462,7 @@ def test_stop_tokens_that_would_cut_what_was_asked_for(config):
     added = [(i, params(rule, 30, stop_token_ids=stops), [1], []) for i, stops in enumerate([[inside], [CELL.closer]])]
     processor.update_state(BatchUpdate(2, removed=[], added=added, moved=[]))
     left = torch.isfinite(processor.apply(torch.zeros(2, ROWS)))
-    assert left[0].nonzero().flatten().tolist() == [END_ID]  # an empty answer, not a cut one
+    assert left[0].nonzero().flatten().tolist() == [END_ID]  # the answer is empty, not cut
     assert not left[1, END_ID]
 
 

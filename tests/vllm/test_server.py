@@ -1,4 +1,4 @@
-"""vLLM's OpenAI server with the processor, on loopback: held-out cells annotated over HTTP, and a server that dies."""
+"""vLLM's OpenAI server with the processor, on loopback: annotation over HTTP, and a server that dies."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from rvqa.serving.replies import gather
 
 
 class Server:
-    """What `vllm serve` starts, in a process group of its own; the CPU build has no `vllm` command."""
+    """The server of `vllm serve` in its own process group; the CPU build has no `vllm` command."""
 
     def __init__(self, model_dir, log):
         with socket.socket() as probe:
@@ -90,7 +90,7 @@ def here(model, held_out):
 
 
 def test_held_out_cells_are_annotated_over_http(server, model_dir, held_out, here):
-    """The same labels and probabilities as in this process, without the language model's weights on this side."""
+    """Labels and probabilities equal those in this process, although the client has no language model's weights."""
     light = rvqa.load(model_dir, weights=False)
     cells = held_out.copy()
     rvqa.annotate(cells, light, engine=server.address, progress=False)
@@ -113,7 +113,7 @@ def test_perturbed_cells_over_http(server, model, held_out):
 
 
 def test_any_client_can_ask(server, model):
-    """OpenAI's own client, with the options in `vllm_xargs`."""
+    """OpenAI's own client works, with the options in `vllm_xargs`."""
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
     prompt = model.prompts.ids("Cell type: {label}. Condition: control.", label="B cell")[0].tolist()
     end = model.prompts.end
@@ -158,7 +158,7 @@ def test_a_refused_call_is_told_at_once(server, model):
 
 
 def test_a_server_that_dies_and_comes_back(server, model, held_out, here, tmp_path):
-    """Killed in the middle: what was returned is kept; the rerun goes on from it; a restart meanwhile is waited for."""
+    """Killed in the middle: returned replies are kept, the rerun continues from them and waits for a restart."""
     kept = tmp_path / "replies"
     cells = held_out.copy()
     killed = []
@@ -180,7 +180,7 @@ def test_a_server_that_dies_and_comes_back(server, model, held_out, here, tmp_pa
     assert killed[0] <= saved < held_out.n_obs
 
     restarted = threading.Thread(target=server.start)
-    restarted.start()  # takes many seconds: the client tries again until it is there
+    restarted.start()  # this takes many seconds, so the client tries again until the server is up
     asked = []
     plain = client._call
     client.patience = 120.0

@@ -1,6 +1,6 @@
-"""The language model training starts from: a pretrained one from disk, or the small one made here from scratch.
+"""The language model that training starts from: a pretrained one, or a small one made here from scratch.
 
-Both ways end the same: tokenizer and model of Hugging Face, cell tokens installed, rows initialised from the codebooks.
+Both give a Hugging Face tokenizer and model with the cell tokens installed and their rows initialised from codebooks.
 """
 
 import re
@@ -31,7 +31,7 @@ END, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def small_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on these texts; any other text still encodes, byte by byte."""
+    """Train a byte-level BPE on these texts; it encodes any other text as well, byte by byte."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -67,17 +67,17 @@ def small_model(tokenizer: PreTrainedTokenizerBase, vocabulary: CellVocabulary, 
 
 
 def open_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Open a pretrained causal language model: never a pickle, no code of its own.
+    """Open a pretrained causal language model, without a pickle and without running code that comes with it.
 
     Parameters
     ----------
     base
-        Directory, or name of a model on Hugging Face's hub.
+        Directory of a model, or its name on the Hugging Face hub.
 
     Raises
     ------
     rvqa.errors.InputError
-        No such directory or name, no safetensors, or nothing that transformers opens.
+        The directory or name does not exist, has no safetensors, or holds nothing that transformers opens.
     """
     path = Path(base)
     if path.is_dir():
@@ -95,7 +95,7 @@ def open_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     except NO_MODEL as error:
         raise InputError(
             f"{base} is not a directory here, and on the hub it cannot be opened as a causal language model: "
-            f"{sentence(error)} Give the directory of a model that was downloaded."
+            f"{sentence(error)} Give the directory of a downloaded model."
         ) from error
     return model, tokenizer
 
@@ -107,19 +107,19 @@ def load_backbone(
     *,
     seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, CellVocabulary]:
-    """Language model ready for training on cells.
+    """Make a language model ready for training on cells.
 
     Parameters
     ----------
     base
         Directory or name of a causal language model that Hugging Face opens without remote code, such as
-        `Qwen/Qwen3-4B-Thinking-2507`, or what `open_base` gave; None makes the small one.
+        `Qwen/Qwen3-4B-Thinking-2507`, or the result of `open_base`. None makes the small one.
     texts
-        What the small model's tokenizer is trained on; not read for a pretrained one.
+        Texts that train the small model's tokenizer; a pretrained model does not use them.
     codebooks_MKD
         Codewords, float32 [M, K, D].
     seed
-        Of the small model's weights and the new rows.
+        Seed of the small model's weights and of the new rows.
 
     Raises
     ------

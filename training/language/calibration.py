@@ -1,7 +1,7 @@
-"""The temperature at which the probabilities of labels mean what they say: one number, fitted on cells set aside.
+"""Calibration of label probabilities by one temperature, fitted on cells that were set aside.
 
-Temperature scaling (Guo et al., ICML 2017): softmax(scores / T), with T of the least negative log likelihood on cells
-whose labels nothing was trained on.
+Temperature scaling (Guo et al., ICML 2017) uses softmax(scores / T). T minimises the negative log likelihood on cells
+whose labels were not used in training.
 
 Legend: N cells, C labels.
 """
@@ -11,18 +11,18 @@ import torch
 from scipy.optimize import minimize_scalar
 
 SHARE, FEWEST, MOST = 0.05, 50, 1000
-"""Of every label's cells, this share is set aside: in all so many at least, else none, and so many at most."""
+"""Share of each label's cells to set aside; the least number of cells in all, below which none is; and the most."""
 
 
 def set_aside(label_N: np.ndarray, *, seed: int) -> np.ndarray:
-    """Which cells to set aside, bool [N]: a share of each label ("" is none), none where that makes too few.
+    """Choose cells to set aside, bool [N]: a share of each label except "", or none where that gives too few.
 
     Parameters
     ----------
     label_N
-        Labels, texts.
+        Label of each cell.
     seed
-        Of the choice.
+        Seed of the choice.
     """
     rng = np.random.default_rng(seed)
     labelled = int((label_N != "").sum())
@@ -35,12 +35,12 @@ def set_aside(label_N: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def temperature(log_probability_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """Temperature of the least negative log likelihood, between 0.2 and 5.
+    """Find the temperature between 0.2 and 5 with the least negative log likelihood.
 
     Parameters
     ----------
     log_probability_NC
-        Scores of labels, nats, float [N, C]; up to a constant of each cell.
+        Scores of labels in nats, float [N, C]. A constant may be added to all scores of a cell.
     label_N
         Index of the true label, int [N].
     """

@@ -1,9 +1,9 @@
-"""Examples the language model learns from: cells of the references put into the templates of `rvqa.language.prompts`.
+"""Examples for the language model: cells of the references in the templates of `rvqa.language.prompts`.
 
-annotate   every labelled cell, its codes read at a random depth and panel
-generate   every labelled cell from its label and condition, where that is known
+annotate   every labelled cell, with its codes at a random depth and on a random panel
+generate   every labelled cell of known condition, from its label and condition
 perturb    every perturbed cell from a random control cell of the same label and file; and control cells from other
-           control cells under the condition "control", which teaches types never seen perturbed to stay themselves
+           control cells under the condition "control", so that types never seen perturbed keep their profile
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from rvqa.tokenizer.model import CellTokenizer
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """What goes into an epoch."""
+    """Which examples make an epoch."""
 
     variants: int = 6
-    """Readings of every cell: as measured, and thinned or with fewer genes."""
+    """Number of readings of each cell: one as measured, the others thinned or with fewer genes."""
     generate_share: float = 0.25
-    """Of the labelled cells, in an epoch."""
+    """Share of the labelled cells in an epoch."""
     perturb_repeats: int = 2
-    """Control partners of every perturbed cell, in an epoch."""
+    """Number of control partners of each perturbed cell in an epoch."""
     unchanged_share: float = 0.5
-    """Of the control cells of files with perturbed ones, in an epoch: asked for under "control"."""
+    """Share of the control cells, in files with perturbed cells, that an epoch asks for under "control"."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Batch:
     ids_BL: np.ndarray
     """int64 [B, L]."""
     answer_BL: np.ndarray
-    """bool [B, L], where the loss is taken."""
+    """bool [B, L]: True at tokens that enter the loss."""
 
 
 def words(references: Sequence[Cells]) -> tuple[list[str], list[str]]:
-    """Labels and perturbations of the references, sorted."""
+    """Return the labels and the perturbations of the references, each sorted."""
     labels = sorted({label for each in references for label in each.label_N if label})
     return labels, sorted({condition for each in references for condition in each.condition_N if condition})
 
 
 def texts(references: Sequence[Cells]) -> list[str]:
-    """Every text the templates can become without their cells; a small tokenizer is trained on these."""
+    """Return every text that the templates can give without cells; the small tokenizer is trained on these."""
     labels, perturbations = words(references)
     filled = []
     for task in TASKS:
@@ -61,7 +61,7 @@ def texts(references: Sequence[Cells]) -> list[str]:
 
 
 class Corpus:
-    """Draws an epoch of examples at a time; codes of all variants are made once."""
+    """Draws one epoch of examples at a time; it computes the codes of all variants once."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Corpus:
         seed: int,
         aside_N: np.ndarray | None = None,
     ) -> None:
-        """`aside_N`, bool, over the cells of all references in turn: no example is made of these."""
+        """`aside_N` is bool over the cells of all references in turn; cells where it is True give no example."""
         self.prompts, self.settings = prompts, settings
         self.rng = np.random.default_rng(seed)
         self.codes_VNM = np.concatenate([self._readings(each, cell_tokenizer) for each in references], axis=1)
@@ -109,11 +109,11 @@ class Corpus:
         return np.stack(readings)
 
     def partners(self, cell: int) -> np.ndarray:
-        """Rows of the control cells with the label and the file of a cell."""
+        """Return rows of the control cells that share the label and the file of a cell."""
         return self._controls.get((str(self.file_N[cell]), str(self.label_N[cell])), np.array([], dtype=np.int64))
 
     def epoch(self, batch_size: int) -> list[Batch]:
-        """Batches of one epoch, each of one task, in random order."""
+        """Return the batches of one epoch in random order; each batch has one task."""
         rng, settings = self.rng, self.settings
         generated = rng.choice(self.told, round(settings.generate_share * len(self.told)), replace=False)
         kept = rng.choice(self.unchanged, round(settings.unchanged_share * len(self.unchanged)), replace=False)

@@ -1,6 +1,6 @@
-"""Continued pretraining: the language model learns to read and write the cell tokens, all tasks mixed.
+"""Continued pretraining: the language model learns to read and write the cell tokens, with all tasks mixed.
 
-The loss is the cross-entropy of the answers' tokens, in nats a token.
+The loss is the cross-entropy of the answers' tokens, in nats per token.
 """
 
 from collections import defaultdict
@@ -27,18 +27,18 @@ class LanguageSettings:
 def pretrain(
     model: PreTrainedModel, corpus: Corpus, settings: LanguageSettings, *, progress: bool = True
 ) -> dict[str, float]:
-    """Train in place; returns the mean loss by task over the last tenth of the steps, in nats a token.
+    """Train in place; return the mean loss by task over the last tenth of the steps, in nats per token.
 
     Parameters
     ----------
     model
-        With rows for the cell tokens.
+        Model with rows for the cell tokens.
     corpus
-        Drawn from epoch after epoch.
+        Source of the examples, one epoch after another.
     settings
-        See `LanguageSettings`.
+        Settings of the run; see `LanguageSettings`.
     progress
-        Show a progress bar.
+        Whether to show a progress bar.
     """
     model.train()
     recent: dict[str, list[float]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Cells as a fit reads them: at random depths and on random panels, so that codes do not depend on either."""
+"""Cells as a fit reads them: at random depths and on random panels, so that codes depend on neither."""
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ class Augmentation:
     Parameters
     ----------
     tokenizer
-        Whose standardised input is made, on its device.
+        Tokenizer whose standardised input is made, on its device.
     cells
         Cells of the fit.
     settings
-        Shares of batches that are thinned, and that lose genes.
+        Shares of batches that are thinned and that lose genes.
     rng
         Generator of all draws.
     """
@@ -31,7 +31,7 @@ class Augmentation:
         self.tokenizer, self.cells, self.settings, self.rng = tokenizer, cells, settings, rng
 
     def read(self, rows: np.ndarray, *, always: bool = False) -> Tensor:
-        """Dense standardised input [B, G] of some cells, often or always at a random depth and on a random panel."""
+        """Return dense standardised input [B, G]; `always` thins and cuts each batch, not only a share of them."""
         settings, rng, cells = self.settings, self.rng, self.cells
         counts, library_B = cells.counts[rows], cells.library_size[rows]
         measured_BG = torch.from_numpy(cells.measured_FG[cells.file_N[rows]])

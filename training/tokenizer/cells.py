@@ -1,7 +1,7 @@
 """The cells of all files of a fit on one axis, in memory or in mapped files.
 
-Whatever a fit learns from all cells it adds up over blocks of `ROWS` cells of one file, so that it does not depend on
-where the cells are.
+A fit adds up what it learns from all cells over blocks of `ROWS` cells of one file. So the result does not depend on
+where the cells are stored.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,16 +24,16 @@ from rvqa.tokenizer.model import CellTokenizer
 
 
 class StoredRows:
-    """Rows of a CSR matrix float32 [N, G] whose entries are in files; what is asked for is read.
+    """Rows of a CSR matrix, float32 [N, G], whose entries stay in files until they are asked for.
 
     Parameters
     ----------
     folder
-        That `write` filled.
+        Folder that `write` filled.
     indptr
         Row pointers, int64 [N + 1].
     columns
-        G.
+        Number of columns, G.
     """
 
     def __init__(self, folder: Path, indptr: np.ndarray, columns: int) -> None:
@@ -46,7 +46,7 @@ class StoredRows:
 
     @classmethod
     def write(cls, folder: Path, blocks: Iterable[sp.csr_matrix], columns: int) -> "StoredRows":
-        """Write canonical CSR blocks behind each other."""
+        """Write canonical CSR blocks one after another."""
         lengths = [np.zeros(1, dtype=np.int64)]
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +62,11 @@ class StoredRows:
 
     @classmethod
     def open(cls, folder: Path, columns: int) -> "StoredRows":
-        """What another process wrote."""
+        """Open the rows that another process wrote."""
         return cls(folder, np.load(folder / "indptr.npy", allow_pickle=False), columns)
 
     def __getitem__(self, rows: slice | np.ndarray) -> sp.csr_matrix:
-        """Rows of a slice or of indices, in their order."""
+        """Return the rows of a slice or of an array of indices, in the given order."""
         if isinstance(rows, slice):
             first, last, _ = rows.indices(self.shape[0])
             span = slice(self.indptr[first], self.indptr[last])
@@ -87,10 +87,10 @@ class Gathered:
     """Cells on one axis: counts int-valued float32 CSR [N, G], library sizes [N], measured genes and labels by cell."""
 
     counts: sp.csr_matrix | StoredRows
-    """Rows by a slice or an array of indices."""
+    """CSR matrix [N, G] that a slice or an array of indices selects rows of."""
     library_size: np.ndarray
     measured_FG: np.ndarray
-    """bool, one row a file."""
+    """Genes that each file measures, bool [files, G]."""
     file_N: np.ndarray
     """Ascending."""
     label_N: np.ndarray
@@ -100,7 +100,7 @@ class Gathered:
     """Perturbation, object [N]; "" for control cells, None where the file does not say."""
 
     def blocks(self) -> Iterator[tuple[int, slice]]:
-        """Rows, at most `ROWS` of one file at a time, with the number of the file."""
+        """Yield the number of a file and a slice of at most `ROWS` of its rows."""
         for file, n in enumerate(np.bincount(self.file_N, minlength=len(self.measured_FG))):
             first = int(np.searchsorted(self.file_N, file))
             for start in range(first, first + n, ROWS):
@@ -113,18 +113,18 @@ def gather(files: Sequence[Cells], axis: GeneAxis, *, folder: Path | None = None
     Parameters
     ----------
     files
-        At the depth that a tokenizer reads them at.
+        Cells at the depth at which a tokenizer reads them.
     axis
-        Of the tokenizer.
+        Gene axis of the tokenizer.
     folder
-        Where the counts are written, to stay on disk; None keeps them in memory.
+        Folder for the counts, which then stay on disk. Defaults to None, which keeps them in memory.
     read
-        False where another process has written `folder`.
+        Whether to read the files. False if another process has written `folder`. Defaults to True.
 
     Raises
     ------
     rvqa.errors.InputError
-        A file with too few genes of the axis, or a folder that cannot be written.
+        A file has too few genes of the axis, or the folder cannot be written.
     """
     blocks = (block for file in files for _, block in file.on_axis(axis))
     if folder is None:
@@ -148,7 +148,7 @@ def gather(files: Sequence[Cells], axis: GeneAxis, *, folder: Path | None = None
 def latent_blocks(
     tokenizer: CellTokenizer, cells: Gathered, which: slice | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Latents [B, D] of rows by the layers as trained (dense); equal to `CellTokenizer.latent` up to rounding."""
+    """Yield latents [B, D] by the dense layers as trained; they equal `CellTokenizer.latent` up to rounding."""
     tokenizer.eval()
     first, last, _ = (which or slice(None)).indices(len(cells.library_size))
     device = tokenizer.gene_mean_G.device
@@ -160,5 +160,5 @@ def latent_blocks(
 
 
 def latents(tokenizer: CellTokenizer, cells: Gathered) -> Tensor:
-    """Latents [N, D] of all cells."""
+    """Return latents [N, D] of all cells."""
     return torch.cat([latent_BD for _, latent_BD in latent_blocks(tokenizer, cells)])

@@ -1,7 +1,7 @@
-"""A stopped fit of the tokenizer continues: its state in a folder, and the check that it is the same fit.
+"""Checkpoints of a tokenizer fit: a folder holds its state, and a check makes sure that the same fit continues.
 
-`checkpoint.json` says what was fitted, how far it is and which file has the tensors. It is renamed into place last, so
-that it never points to half a file, whenever the process ends.
+`checkpoint.json` says what is fitted, how far the fit is and which file has the tensors. It is renamed into place last.
+So it never points to half a file, even if the process is killed.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from rvqa.training.tokenizer.settings import TokenizerSettings
 FORMAT_VERSION = 1
 _INDEX = "checkpoint.json"
 _MARK = {"made_by": "rvqa checkpoint"}
-"""What tensors of a checkpoint say of themselves."""
+"""Metadata that marks a tensor file as part of a checkpoint."""
 
 
 class State(NamedTuple):
     """Everything a run needs to continue."""
 
     values: dict[str, Any]
-    """What JSON can hold."""
+    """Values that JSON can hold."""
     tensors: dict[str, Tensor]
-    """On the CPU."""
+    """Tensors on the CPU."""
 
 
 def identity(
@@ -46,7 +46,7 @@ def identity(
     settings: TokenizerSettings,
     **more: object,
 ) -> dict[str, Any]:
-    """What must be the same for a fit to continue: settings, cells by file, genes and whatever `more` names."""
+    """Return what must stay the same for a fit to continue: settings, cells by file, genes, and `more`."""
     told = asdict(settings)
     del told["checkpoint_steps"]
     return {
@@ -78,14 +78,14 @@ class CheckpointFolder:
     Parameters
     ----------
     path
-        Made if it is not there.
+        Folder; it is made if it does not exist.
     same
-        What must be the same for the fit to continue, from `identity`.
+        Result of `identity`: what must stay the same for the fit to continue.
 
     Raises
     ------
     rvqa.errors.InputError
-        Nothing can be written there.
+        The path is a file, holds foreign files, or cannot be written.
     """
 
     def __init__(self, path: Path, same: Mapping[str, Any]) -> None:
@@ -97,17 +97,15 @@ class CheckpointFolder:
             path.mkdir(parents=True, exist_ok=True)
         require_folder(path)
         if foreign := [each.name for each in self._tensors() if not _is_ours(each)]:
-            raise InputError(
-                f"The checkpoint {path} holds {foreign[0]}, which no fit has put there. Give another folder."
-            )
+            raise InputError(f"The checkpoint {path} holds {foreign[0]}, which no fit wrote. Give another folder.")
 
     def read(self) -> State | None:
-        """State to continue from, or None where the folder has none.
+        """Return the state to continue from, or None if the folder has none.
 
         Raises
         ------
         rvqa.errors.InputError
-            A checkpoint of another fit, or a damaged one.
+            The checkpoint is of another fit, or damaged.
         """
         if not (self.path / _INDEX).exists():
             return None
@@ -123,12 +121,12 @@ class CheckpointFolder:
         return State(index["values"], read_tensors(self.path / Path(index["tensors"]).name))
 
     def write(self, state: State) -> None:
-        """Replace what the folder has; whatever happens, either the old or the new state is there.
+        """Replace the state in the folder; if this fails, the old state stays.
 
         Raises
         ------
         rvqa.errors.InputError
-            No permission, or no space.
+            There is no permission or no space to write.
         """
         name = f"step-{state.values['step']}.safetensors"
         index = {"format_version": FORMAT_VERSION, "same": self.same, "values": state.values, "tensors": name}
@@ -164,6 +162,6 @@ def _is_ours(path: Path) -> bool:
 
 
 def _to_disk(path: Path) -> None:
-    """Have the bytes of a file on the disk before it is renamed."""
+    """Flush the bytes of a file to the disk, so that it can be renamed safely."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

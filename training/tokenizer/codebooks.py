@@ -1,4 +1,4 @@
-"""Codebooks of a fit: k-means at their start, moving averages, and at their end codewords that no cell uses."""
+"""Codebooks of a fit: k-means at the start, then moving averages, and at the end every unused codeword moves."""
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from rvqa.training.tokenizer.cells import Gathered, latents
 from rvqa.training.tokenizer.settings import TokenizerSettings
 
 _ROUNDING = 1e-5
-"""Distance from a codeword, relative to a latent's length, below which a latent only repeats the codeword: some hundred
-times what latents differ by between machines."""
+"""Distance from a codeword, relative to a latent's length, below which a latent only repeats the codeword. It is some
+hundred times the difference of latents between machines."""
 
 
 class MovingCodebooks:
@@ -21,11 +21,11 @@ class MovingCodebooks:
     Parameters
     ----------
     tokenizer
-        Whose codebooks are changed in place.
+        Tokenizer whose codebooks change in place.
     settings
-        Decay of the averages, and the use under which a codeword is replaced.
+        Decay of the averages, and the usage below which a codeword is replaced.
     processes
-        Who shares the work. Rank 0 draws what is random.
+        Processes that share the work. Rank 0 makes all random draws.
     rng
         Generator of k-means and of the residuals that replace codewords.
     """
@@ -43,7 +43,7 @@ class MovingCodebooks:
         self.sum_MKD = torch.zeros(*shape, settings.latent, device=device)
 
     def start(self, cells: Gathered) -> None:
-        """k-means++ and 15 rounds of Lloyd on the residuals of every level, over at most 20,000 cells."""
+        """Start each level by k-means++ and 15 rounds of Lloyd on its residuals, over at most 20,000 cells."""
         codebooks_MKD = torch.zeros(self.tokenizer.codebooks_MKD.shape)
         if self.processes.first:
             residual_ND = latents(self.tokenizer, cells).cpu()
@@ -58,7 +58,7 @@ class MovingCodebooks:
 
     @torch.no_grad()
     def quantize(self, latent_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize, then move the codebooks; returns the full sum and a sum of random depth (half of the cells)."""
+        """Quantize, then move the codebooks; return the full sums, and sums that stop at a random depth for half."""
         settings, codebooks_MKD = self.settings, self.tokenizer.codebooks_MKD
         codes_BM = ops.residual_quantize(latent_BD, self.tokenizer.tables).long()
         full_depth = torch.rand(len(latent_BD)) < 0.5  # drawn on the CPU, whatever the device
@@ -79,7 +79,7 @@ class MovingCodebooks:
         return latent_BD - residual_BD, prefix_BD
 
     def _move(self, used_MK: Tensor, sum_MKD: Tensor, residual_MBD: list[Tensor]) -> None:
-        """Moving averages over the cells of all processes; unused codewords become residuals that rank 0 draws."""
+        """Update moving averages over all processes; rank 0 draws residuals that replace unused codewords."""
         settings = self.settings
         self.usage_MK.lerp_(self.processes.sum_(used_MK), 1 - settings.decay)
         self.sum_MKD.lerp_(self.processes.sum_(sum_MKD), 1 - settings.decay)
@@ -95,7 +95,7 @@ class MovingCodebooks:
 
 
 def k_means(rows_ND: Tensor, n_clusters: int, rng: np.random.Generator, *, rounds: int = 15) -> Tensor:
-    """Codewords [K, D] by k-means++ and Lloyd; a cluster that loses all its rows keeps its place."""
+    """Return codewords [K, D] by k-means++ and Lloyd; a cluster that loses all its rows keeps its centre."""
     first = int(rng.integers(len(rows_ND)))
     codebook_KD = rows_ND[[first]]
     distance_N = ((rows_ND - codebook_KD) ** 2).sum(1)
@@ -116,7 +116,7 @@ def k_means(rows_ND: Tensor, n_clusters: int, rng: np.random.Generator, *, round
 def fill_codebooks(codebooks_MKD: Tensor, latent_ND: Tensor) -> None:
     """Move unused codewords, in place, so that every code of every level is the code of at least one latent.
 
-    Levels follow each other, because a codeword changes the residuals of later levels only. At each level an unused
+    Levels are filled in order, because a codeword changes the residuals of later levels only. At each level an unused
     codeword moves onto the residual that lies farthest from all codewords, until every codeword is used. No distance
     ever grows, because an unused codeword is nearest to no residual.
 

@@ -1,12 +1,12 @@
-"""Fits a CellTokenizer: warm continuous autoencoder, k-means, then joint training with EMA codebooks and random depth.
+"""Fits a CellTokenizer: a continuous autoencoder, then k-means, then joint training with EMA codebooks, random depth.
 
-Loss a cell, in nats per gene scale: Poisson negative log likelihood of its counts around library size x share (a
-quasi-likelihood: consistent for the mean whatever the spread; the negative binomial spread is fitted by moments after),
-plus a cross-entropy of known labels read linearly from the latent, plus the commitment to the chosen codewords.
-Inputs are thinned (binomial, a lower depth) and lose genes (a smaller panel) at random; targets never are.
+The loss of a cell, in nats per gene scale, has three terms: the Poisson negative log likelihood of its counts around
+library size x share (a quasi-likelihood, consistent for the mean whatever the spread), a cross-entropy of known labels
+read linearly from the latent, and the commitment to the chosen codewords. Moments give the negative binomial dispersion
+afterwards. Inputs are thinned (binomial, a lower depth) and lose genes (a smaller panel) at random; targets never do.
 
-Sources: VQ-VAE codebooks by exponential moving averages (van den Oord et al. 2017), dead-code replacement and random
-depth (SoundStream, Zeghidour et al. 2021), k-means++ (Arthur & Vassilvitskii 2007).
+Sources: VQ-VAE codebooks by exponential moving averages (van den Oord et al. 2017), replacement of unused codes and
+random depth (SoundStream, Zeghidour et al. 2021), k-means++ (Arthur & Vassilvitskii 2007).
 """
 
 import warnings
@@ -36,33 +36,33 @@ __all__ = ["TokenizerSettings", "fit_tokenizer", "preset", "select_genes", "shar
 
 
 def shared_genes(references: Sequence[Cells]) -> SharedGenes:
-    """How many genes the files have and share, for `rvqa.data.shared_genes.shared_sentence`.
+    """Count the genes that the files have and share, for `rvqa.data.shared_genes.shared_sentence`.
 
     Raises
     ------
     rvqa.errors.InputError
-        A file that shares almost no gene with the others.
+        A file shares almost no gene with the others.
     """
     return _all_genes(references)[1]
 
 
 def _all_genes(references: Sequence[Cells]) -> tuple[GeneAxis, SharedGenes]:
-    """Genes of all files, each once, and what the files share."""
+    """Return the genes of all files, each once, and what the files share."""
     axis = GeneAxis.union([reference.axis for reference in references])
     return axis, require_shared([each.name for each in references], [each.var for each in references], axis)
 
 
 def select_genes(references: Sequence[Cells], n_top_genes: int) -> GeneAxis:
-    """Choose highly variable genes over files that may measure different ones.
+    """Choose highly variable genes over files that may measure different genes.
 
     In each file, genes seen in at least 10 cells are ranked by the log of variance over mean of log1p counts per
-    10,000, standardised within 20 bins of the mean (after Satija et al. 2015, who take it before the logarithm, where a
-    few cells with many counts decide). A gene takes its best rank over the files.
+    10,000, standardised within 20 bins of the mean. Satija et al. 2015 do this before the logarithm, where a few cells
+    with many counts decide. A gene takes its best rank over the files.
 
     Raises
     ------
     rvqa.errors.InputError
-        A file that shares almost no gene with the others, or fewer than 50 genes that are seen.
+        A file shares almost no gene with the others, or fewer than 50 genes are seen in 10 cells.
     """
     axis, _ = _all_genes(references)
     best_G = np.full(len(axis), np.inf)
@@ -93,12 +93,12 @@ def select_genes(references: Sequence[Cells], n_top_genes: int) -> GeneAxis:
 
 
 def gene_shares(references: Sequence[Cells]) -> GeneShares:
-    """Share of all counts that every gene takes, from files that may measure different ones.
+    """Estimate the share of all counts that each gene takes, from files that may measure different genes.
 
     Raises
     ------
     rvqa.errors.InputError
-        A file that shares almost no gene with the others.
+        A file shares almost no gene with the others.
     """
     axis, _ = _all_genes(references)
     totals_FG = np.zeros((len(references), len(axis)))
@@ -106,7 +106,7 @@ def gene_shares(references: Sequence[Cells]) -> GeneShares:
     depth_F = np.full(len(references), np.nan)
     for file, reference in enumerate(references):
         column_map = match_columns(reference.var, axis)
-        known = column_map >= 0  # all, unless a file names a gene in two ways
+        known = column_map >= 0  # True for all columns, unless a file names a gene in two ways
         np.add.at(totals_FG[file], column_map[known], reference.gene_totals()[known])
         measured_FG[file, column_map[known]] = True
         if reference.given:
@@ -129,40 +129,40 @@ def fit_tokenizer(
     Parameters
     ----------
     references
-        One or several files, of different gene panels if need be, in memory or on disk. Every cell in them is used.
+        One or several files, in memory or on disk; their gene panels may differ. Every cell in them is used.
     settings
-        See `TokenizerSettings`; the same settings, cells, machine and number of processes give the same tokenizer. On a
-        GPU that needs `torch.use_deterministic_algorithms(True)`, too.
+        See `TokenizerSettings`. The same settings, cells, machine and number of processes give the same tokenizer; on
+        a GPU this also needs `torch.use_deterministic_algorithms(True)`.
     validation
-        Held-out files. Nothing is learned from them; after every epoch with codebooks their loss is taken, the weights
-        with the lowest are the result, and `settings.patience` epochs without a lower one end the fit.
+        Held-out files. They train no weight. Their loss is computed after every epoch with codebooks: the result has
+        the weights with the lowest loss, and the fit ends after `settings.patience` epochs without a lower one.
     checkpoint
-        Folder of the fit's state, written every `settings.checkpoint_steps` steps and at the end. Where it has a state
-        the fit continues from there, to the result it would have had.
+        Folder of the fit's state, written every `settings.checkpoint_steps` steps and at the end. If it has a state,
+        the fit continues from there to the same result as without a stop.
     scratch
-        Folder for the counts on the axis of the tokenizer, which then need not fit in memory; it is the caller's to
-        remove. None keeps them in memory. The result is the same.
+        Folder for the counts on the axis of the tokenizer, which then need not fit in memory. The caller removes it.
+        Defaults to None, which keeps the counts in memory. The result is the same.
     device
-        Where to compute; the result is on the CPU.
+        Device to compute on; the result is on the CPU.
     progress
-        Show a progress bar.
+        Whether to show a progress bar.
 
     Returns
     -------
     CellTokenizer
-        In evaluation mode. Every code of every level is the code of at least one cell of the fit, as `encode` gives it
-        on this machine type; an `InputWarning` says where the cells are too alike for that.
+        The tokenizer in evaluation mode. Every code of every level is the code that `encode` gives at least one cell
+        of the fit on this machine type. An `InputWarning` reports cells that are too alike for that.
 
     Raises
     ------
     rvqa.errors.InputError
-        No cells, or fewer cells than codewords of a level or than processes; a device that is not there; a checkpoint
-        of other settings, cells or processes, or a folder that cannot be written.
+        There are no cells, or fewer than codewords of a level or than processes; the device does not exist; the
+        checkpoint is of other settings, cells or processes; or a folder cannot be written.
 
     Notes
     -----
-    Under torchrun all processes must call this with the same arguments, and all end with the same tokenizer. Each takes
-    its part of every batch; gradients and codebooks are averaged over them. The process group stays afterwards.
+    Under torchrun all processes must call this with the same arguments, and all return the same tokenizer. Each takes
+    its part of every batch; gradients and codebooks are averaged over them. The process group stays open afterwards.
     """
     settings = settings or TokenizerSettings()
     processes = Processes(device)
@@ -200,7 +200,7 @@ def fit_tokenizer(
 def _gathered(
     files: Sequence[Cells], axis: GeneAxis, scratch: str | Path | None, part: str, processes: Processes
 ) -> Gathered:
-    """Cells on the axis; where they stay on disk, one process writes them for all."""
+    """Return the cells on the axis; if they stay on disk, one process writes them for all."""
     folder = None if scratch is None else Path(scratch) / part
     if folder is None or processes.world == 1:
         return gather(files, axis, folder=folder)
@@ -211,7 +211,7 @@ def _gathered(
 
 
 def _set_statistics(tokenizer: CellTokenizer, cells: Gathered, settings: TokenizerSettings) -> None:
-    """Mean and scale of log1p counts per 10,000, and share of all counts, over the cells that measured a gene."""
+    """Set mean and scale of log1p counts per 10,000, and share of counts, over the cells that measured a gene."""
     sums_FG = np.zeros((4, *cells.measured_FG.shape))
     for file, rows in cells.blocks():
         counts, library_N = cells.counts[rows], cells.library_size[rows]
@@ -232,7 +232,7 @@ def _set_statistics(tokenizer: CellTokenizer, cells: Gathered, settings: Tokeniz
 
 
 def _latents_as_encoded(tokenizer: CellTokenizer, cells: Gathered) -> Tensor:
-    """Latents [N, D] with the bits that `CellTokenizer.encode` quantizes; the dense layers round differently."""
+    """Return latents [N, D] with the bits that `CellTokenizer.encode` quantizes; dense layers round differently."""
     latent_ND = torch.empty(len(cells.library_size), tokenizer.config.latent)
     own = align(tokenizer.axis.to_frame(), tokenizer.axis, aliases=False)
     own = replace(own, column_map=np.arange(len(tokenizer.axis), dtype=np.int32))  # the counts are on the axis already
@@ -260,7 +260,7 @@ def _use_every_code(tokenizer: CellTokenizer, latent_ND: Tensor, processes: Proc
 
 
 def _set_dispersion(tokenizer: CellTokenizer, cells: Gathered, codes_NM: np.ndarray) -> None:
-    """Negative binomial dispersion of each gene by moments: sum((c - m)^2 - c) = dispersion x sum(m^2)."""
+    """Set the negative binomial dispersion of each gene by moments: sum((c - m)^2 - c) = dispersion x sum(m^2)."""
     excess_G, square_G = np.zeros(len(tokenizer.axis)), np.full(len(tokenizer.axis), 1e-12)
     for rows, share_BG in tokenizer.share_blocks(codes_NM):
         mean_BG = share_BG.astype(np.float64) * cells.library_size[rows, None]

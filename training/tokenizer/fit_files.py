@@ -1,9 +1,9 @@
-"""`rvqa fit-tokenizer`: files of cells to a tokenizer's directory, with what it was made of.
+"""`rvqa fit-tokenizer`: from files of cells to a tokenizer's directory, with a record of the fit.
 
-The directory holds what `CellTokenizer.save_pretrained` writes, and beside it
+The directory holds what `CellTokenizer.save_pretrained` writes, and two more files:
 
 fit.json        settings, files, versions, seconds and memory of the fit
-split.parquet   role of every cell of the files: fitted, for validation, held out
+split.parquet   role of every cell of the files: fitted, validation or held out
 """
 
 import json
@@ -53,41 +53,41 @@ def fit_tokenizer_files(
 ) -> dict[str, Any]:
     """Fit a tokenizer on files of any size and write its directory.
 
-    Files are read in blocks, three times; counts on the genes of the tokenizer (8 bytes for each that is not 0) are
-    kept in a folder beside the output while the fit runs.
+    The fit reads the files in blocks, three times. While it runs, a folder beside the output holds the counts on the
+    genes of the tokenizer (8 bytes for each count that is not 0).
 
     Parameters
     ----------
     given
-        `.h5ad` files, `.zarr` stores or folders of `.h5ad` files, of raw counts; panels may differ.
+        `.h5ad` files, `.zarr` stores or folders of `.h5ad` files, with raw counts. Their panels may differ.
     output
-        Directory to write, whole or not at all.
+        Directory to write. It appears whole or not at all.
     settings
         See `TokenizerSettings`.
     labels, donor
-        Columns of obs with cell types and donors; files without them are taken as unlabelled, of unknown donors.
-        Labels are harmonised by `label_to_cl.json` of RVQA_REF_DIR where that is.
+        Columns of obs with cell types and donors. A file without them counts as unlabelled, of unknown donors.
+        `label_to_cl.json` of RVQA_REF_DIR harmonises labels if it exists.
     condition, control
-        Column of obs with perturbations, where there is one, and its values for control cells, as which all cells of
-        files without it count: only cells of one condition are taken to be alike in two files.
+        Column of obs with perturbations, if any, and its values for control cells. All cells of a file without the
+        column are control cells. Partners in two files must have the same condition.
     held_out, validation
-        Donors whose cells enter nothing, and donors whose cells decide which epoch is kept and enter nothing else.
+        Donors whose cells are not used at all, and donors whose cells only decide which epoch is kept.
     layer
-        As for `rvqa.encode`.
+        Layer with the counts, as for `rvqa.encode`.
     checkpoint, device, progress
         As for `fit_tokenizer`.
     force
-        Replace a tokenizer's directory.
+        Whether to replace an existing tokenizer's directory.
 
     Returns
     -------
     dict
-        What `fit.json` holds.
+        Content of `fit.json`.
 
     Raises
     ------
     rvqa.errors.InputError
-        Input that cannot be read or fitted, an unknown donor, or an output that exists.
+        The input cannot be read or fitted, a donor is unknown, or the output exists.
     """
     path = require_new_directory(output, force=force, kind="tokenizer", mark="fit.json")
     settings = settings or TokenizerSettings()
@@ -154,12 +154,12 @@ def fit_tokenizer_files(
 
 
 _MAC = sys.platform == "darwin"
-"""Where the system counts memory in bytes."""
+"""Whether the system counts memory in bytes."""
 
 
 @contextmanager
 def _scratch(path: Path, processes: Processes) -> Iterator[Path]:
-    """Folder beside an output for counts on their way, one for all processes; it goes with the block."""
+    """Make a folder beside the output for counts, one for all processes; remove it when the block ends."""
     with ExitStack() as stack:
         folder = ""
         if processes.first:

@@ -1,13 +1,13 @@
-"""How far a cell's counts are from what was decoded for it: three likelihoods on one scale.
+"""Loss of a cell's counts, given what was decoded for it: three likelihoods on one scale.
 
-Each is a negative log likelihood in nats, less its least value under a Poisson (the saturated term, which no parameter
-moves), summed over the measured genes of a cell; the run multiplies all by the same factor:
+Each is a negative log likelihood in nats, minus its least value under a Poisson (the saturated term, which depends on
+no parameter). It is summed over the measured genes of a cell. The run multiplies all by the same factor:
 
-poisson             mean - c log(mean), less the same at mean = c
+poisson             mean - c log(mean), minus the same at mean = c
 negative_binomial   variance mean + a mean^2 with a learned a for every gene; equals poisson as a goes to 0
 mse                 of a Gaussian of variance 1: half the squared error of log1p(counts per 10,000) / scale of the gene
 
-So weights of labels and commitment mean much the same beside each. Shapes: B cells, G genes.
+So the weights of labels and commitment mean much the same with each likelihood. Shapes: B cells, G genes.
 """
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from rvqa.data.depth import TARGET_SUM
 
 _LOG_DISPERSION = (-10.0, 5.0)
-"""Range of the negative binomial's log dispersion: below it is a Poisson in float32."""
+"""Range of the negative binomial's log dispersion; below the range it is a Poisson in float32."""
 
 
 class Reconstruction(nn.Module):
-    """Loss of decoded cells; holds what a likelihood learns besides the tokenizer.
+    """Loss of decoded cells; it holds the parameters that a likelihood learns itself.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Reconstruction(nn.Module):
 
     def __init__(self, likelihood: str, gene_scale_G: Tensor) -> None:
         super().__init__()
-        self.gene_scale_G = gene_scale_G  # a plain attribute: the tokenizer saves it
+        self.gene_scale_G = gene_scale_G  # a plain attribute, because the tokenizer saves it
         self._loss = {"poisson": self._poisson, "negative_binomial": self._negative_binomial, "mse": self._mse}[
             likelihood
         ]
@@ -40,7 +40,7 @@ class Reconstruction(nn.Module):
             self.log_dispersion_G = nn.Parameter(torch.full_like(gene_scale_G, -2.0))
 
     def forward(self, counts_BG: Tensor, library_B: Tensor, log_share_BG: Tensor, measured_BG: Tensor) -> Tensor:
-        """Loss of every cell, float32 [B].
+        """Return the loss of every cell, float32 [B].
 
         Parameters
         ----------
@@ -51,7 +51,7 @@ class Reconstruction(nn.Module):
         log_share_BG
             Decoded log of each gene's share, float32 [B, G].
         measured_BG
-            bool [B, G]; other genes do not count.
+            Measured genes, bool [B, G]; other genes add nothing to the loss.
         """
         return (self._loss(counts_BG, library_B[:, None], log_share_BG) * measured_BG).sum(1)
 
@@ -65,7 +65,7 @@ class Reconstruction(nn.Module):
         log_mean_BG = library_B1.log() + log_share_BG
         growth_BG = torch.log1p((log_a_G + log_mean_BG).exp())
         loss_BG = (counts_BG + (-log_a_G).exp()) * growth_BG - counts_BG * log_mean_BG + _saturated(counts_BG)
-        # The gamma functions cancel to 0 where c = 0, and nearly where a is small: float64, and only where c > 0.
+        # The gamma functions cancel to 0 where c = 0, and nearly where a is small: float64 keeps what is left at c > 0.
         cells, genes = counts_BG.nonzero(as_tuple=True)
         c, log_a = counts_BG[cells, genes].double(), log_a_G[genes].double()
         t = (-log_a).exp()
@@ -79,7 +79,7 @@ class Reconstruction(nn.Module):
 
 
 def relative_distance(one_BD: Tensor, other_BD: Tensor) -> Tensor:
-    """Mean squared distance of rows, over the total variance of both (a constant for gradients)."""
+    """Return the mean squared distance of rows over the total variance of both, a constant for gradients."""
     spread = torch.cat([one_BD, other_BD]).detach().var(0).sum() + 1e-6
     return (one_BD - other_BD).square().sum(1).mean() / spread
 

@@ -1,10 +1,10 @@
-"""Partners: cells of different files that are each other's nearest neighbours, taken to be of one kind.
+"""Partners: cells of different files that are each other's nearest neighbours and are taken to be of one kind.
 
 Chemistry, depth and laboratory shift all cells of a file alike; what is left after each gene is standardised within its
-file is shared biology. What a perturbation does is biology, too: control cells have partners among control cells,
-perturbed ones among those perturbed alike. For two files, the leading singular vectors of the product of their
-standardised matrices put both in one space (canonical correlation with the identity for both covariances), where mutual
-nearest neighbours are found.
+file is shared biology. A perturbation's effect is also biology, so control cells have partners among control cells, and
+perturbed cells among cells with the same perturbation. For two files, the leading singular vectors of the product of
+their standardised matrices put both in one space (canonical correlation with the identity for both covariances), where
+mutual nearest neighbours are found.
 
 Sources: mutual nearest neighbours between batches (Haghverdi et al., Nature Biotechnology 2018), the joint space
 (Butler et al., Nature Biotechnology 2018).
@@ -20,10 +20,10 @@ from rvqa.data.depth import log1p_normalise
 from rvqa.training.tokenizer.cells import Gathered
 
 MOST_CELLS = 5_000
-"""Cells of a file that can have partners, drawn at random from larger ones."""
+"""Most cells of a file and condition that can have partners; they are drawn at random if there are more."""
 
 MOST_FILES = 8
-"""Files that each file is compared with, those that follow it in turn."""
+"""Number of files that each file is compared with: those that follow it, in a circle."""
 
 NEIGHBOURS, DIMENSIONS = 10, 20
 LEAST_GENES = 50
@@ -38,14 +38,14 @@ class Partners:
     rows: np.ndarray
 
     def draw(self, cells: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Which of some cells have a partner, as positions, and one partner each, as rows."""
+        """Return the positions in `cells` of those that have a partner, and the row of one partner for each."""
         first, count = self.pointers[cells], np.diff(self.pointers)[cells]
         having = np.flatnonzero(count)
         return having, self.rows[first[having] + rng.integers(count[having])]
 
 
 def find_partners(cells: Gathered, *, seed: int) -> Partners:
-    """Mutual nearest neighbours among the files of a fit; none where there is one file."""
+    """Find mutual nearest neighbours among the files of a fit; one file gives none."""
     files = len(cells.measured_FG)
     if files == 1:
         return Partners(np.zeros(len(cells.file_N) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
@@ -61,7 +61,7 @@ def find_partners(cells: Gathered, *, seed: int) -> Partners:
         for other in sorted({(one + step) % files for step in range(1, MOST_FILES + 1)} - {one}):
             both_G = np.flatnonzero(cells.measured_FG[one] & cells.measured_FG[other])
             if (other < one and (one - other) % files <= MOST_FILES) or len(both_G) < LEAST_GENES:
-                continue  # done from the other's side, or nothing to compare by
+                continue  # the pair was compared already, or shares too few genes
             for condition in sorted(chosen[one].keys() & chosen[other].keys()):
                 own_N, their_N = chosen[one][condition], chosen[other][condition]
                 a, b = _mutual(*(_standardised(cells, each, both_G) for each in (own_N, their_N)))
@@ -79,7 +79,7 @@ def _standardised(cells: Gathered, rows: np.ndarray, genes: np.ndarray) -> np.nd
 
 
 def _mutual(one_NG: np.ndarray, other_NG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two matrices that are among each other's nearest in their joint space."""
+    """Return pairs of rows that are among each other's nearest neighbours in the joint space."""
     shape = (len(one_NG), len(other_NG))
     k = min(DIMENSIONS, min(shape) - 1)
     neighbours = min(NEIGHBOURS, *shape)
@@ -102,7 +102,7 @@ def _mutual(one_NG: np.ndarray, other_NG: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _highest(values: np.ndarray, n: int) -> np.ndarray:
-    """Whether each value is one of the n highest of its row, bool."""
+    """Return whether each value is one of the n highest of its row, bool."""
     at = np.argpartition(-values, n - 1, axis=1)[:, :n]
     chosen = np.zeros(values.shape, dtype=bool)
     np.put_along_axis(chosen, at, values=True, axis=1)

@@ -1,4 +1,4 @@
-"""What a fit of the cell tokenizer is told: its settings, and presets of them."""
+"""Settings of a fit of the cell tokenizer, and presets of them."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ LIKELIHOODS = ("poisson", "negative_binomial", "mse")
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """Everything that decides the result of `fit_tokenizer`, apart from the cells; saved with the model.
+    """Everything except the cells that decides the result of `fit_tokenizer`; saved with the model.
 
     Raises
     ------
     rvqa.errors.InputError
-        An unknown likelihood, `checkpoint_steps` below 1, or a weight or `patience` below 0.
+        The likelihood is unknown, `checkpoint_steps` is below 1, or a weight or `patience` is below 0.
     """
 
     n_top_genes: int = 4000
@@ -25,11 +25,11 @@ class TokenizerSettings:
     entries: int = 32
     dropout: float = 0.3
     epochs: int = 80
-    """Half of them continuous, half with codebooks."""
+    """Passes over the cells: the first half is continuous, the second half uses codebooks."""
     max_steps: int = 6000
-    """Bound on the optimiser's steps, for large references."""
+    """Most steps of the optimiser; it limits fits on large references."""
     batch_size: int = 256
-    """Cells a step, of all processes together."""
+    """Cells per step, over all processes."""
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     thinning: float = 0.7
@@ -40,32 +40,32 @@ class TokenizerSettings:
     label_smoothing: float = 0.1
     commitment: float = 0.25
     decay: float = 0.97
-    """Of the codebooks' moving averages, per step."""
+    """Decay of the codebooks' moving averages per step."""
     dead_below: float = 0.3
-    """Cells a step, by moving average, under which a codeword is replaced. Codewords that no cell uses at the end of a
-    fit are replaced whatever this is."""
+    """Cells per step, by moving average, below which a codeword is replaced. Codewords that no cell uses at the end of
+    a fit are replaced at any value of this."""
     min_scale: float = 0.1
     """Floor of a gene's standard deviation on log1p of counts per 10,000."""
     seed: int = 0
     alignment: float = 1.0
-    """Weight of the distance between a cell's latent and that of a partner in another file (`tokenizer_partners`), in
-    units of the spread of the latents, in the first half of the fit. 0: none."""
+    """Weight, in the first half of the fit, of the distance between the latents of a cell and of a partner in another
+    file (`rvqa.training.tokenizer.partners`), in units of the spread of the latents. 0 turns it off."""
     consistency: float = 0.3
-    """Weight of the distance between latents of a cell as it is and at another depth on another panel, likewise. 0:
-    none."""
+    """Weight, likewise, of the distance between the latents of a cell as measured and at another depth on another
+    panel. 0 turns it off."""
     study_shift: float = 0.01
-    """Penalty on an offset of each file to the decoded log share of each gene, so that codes need not say which file a
-    cell is from; the offsets are dropped after the fit. 0: no offsets."""
+    """Penalty on an offset of each file to the decoded log share of each gene. With offsets the codes need not say
+    which file a cell is from; offsets are dropped after the fit. 0 means no offsets."""
     quantize: bool = True
-    """False: the same recipe without codebooks in the second half, the yardstick of what they cost. Codebooks are then
-    put into the result by k-means at the end."""
+    """Whether the second half uses codebooks. False measures what they cost: the recipe is otherwise the same, and
+    k-means makes the codebooks of the result at the end."""
     likelihood: str = "poisson"
-    """Of the counts: one of `LIKELIHOODS`."""
+    """Likelihood of the counts: one of `LIKELIHOODS`."""
     patience: int = 0
-    """Epochs with codebooks and without a lower validation loss that end the fit; 0 never does. Nothing without
-    validation cells."""
+    """Number of epochs with codebooks and without a lower validation loss after which the fit ends; 0 turns this off.
+    It has no effect without validation cells."""
     checkpoint_steps: int = 500
-    """Steps from one checkpoint to the next; the result does not depend on it."""
+    """Steps between checkpoints; the result does not depend on it."""
 
     def __post_init__(self) -> None:
         if self.likelihood not in LIKELIHOODS:
@@ -90,12 +90,12 @@ _PRESETS = {
 
 
 def preset(name: str) -> TokenizerSettings:
-    """Settings by name: "small" (the defaults: minutes on two cores) or "atlas" (all genes, millions of cells, a GPU).
+    """Return settings: "small" (the defaults, minutes on two cores) or "atlas" (all genes, millions of cells, a GPU).
 
     Raises
     ------
     rvqa.errors.InputError
-        Another name.
+        The name is unknown.
     """
     if name not in _PRESETS:
         raise InputError(f"There is no preset {name!r}; expected one of {', '.join(_PRESETS)}.")

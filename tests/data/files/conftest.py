@@ -1,4 +1,4 @@
-"""Real cells in files as other programs write them, and what our two ways of reading make of them."""
+"""Real cells in files as other programs write them, read in our two ways."""
 
 from types import SimpleNamespace
 
@@ -18,13 +18,13 @@ def some_cells(read):
 
 @pytest.fixture
 def small(read):
-    """Those cells, each test's own."""
+    """A copy of those cells for each test."""
     return some_cells(read)
 
 
 @pytest.fixture(scope="session")
 def kang_model(pbmc_tokenizer, model_path, tmp_path_factory):
-    """Directory of a model whose tokenizer knows those cells' genes; its language model was taught others."""
+    """Directory of a model whose tokenizer has those cells' genes; its language model saw other cells."""
     model = rvqa.load(model_path)
     path = tmp_path_factory.mktemp("kang") / "model"
     rvqa.language.model.Model(
@@ -43,7 +43,7 @@ def right(read, pbmc_tokenizer):
 
 @pytest.fixture
 def both_ways(kang_model, rvqa_cli, tmp_path):
-    """Run `annotate` and `encode -o .rvq` on a file: exit codes, what they said, and the codes they gave."""
+    """Run `annotate` and `encode -o .rvq` on a file; return exit codes, messages and codes."""
 
     def run(path, *options, out=".h5ad"):
         results = {}
@@ -63,7 +63,7 @@ def both_ways(kang_model, rvqa_cli, tmp_path):
 
 
 def read_codes(path):
-    """Codes in a file that `annotate` wrote, as it stores them."""
+    """Return the codes as stored in a file that `annotate` wrote."""
     import h5py
     import zarr
 

@@ -1,4 +1,4 @@
-"""Every data file, in every form that cells come in, through every command: the same codes."""
+"""Every data file, in every form of cells, gives the same codes through every command."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def loaded(kang_model):
 
 @pytest.fixture
 def some(read, data_file, pbmc_tokenizer):
-    """30 cells of a file with counts in genes that the tokenizer knows, and their codes."""
+    """30 cells of a file with counts in genes of the tokenizer, and their codes."""
     adata = read(data_file)
     adata.layers.clear()
     known = match_columns(adata.var, pbmc_tokenizer.axis) >= 0
@@ -48,7 +48,7 @@ def some(read, data_file, pbmc_tokenizer):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_codes(form, some, loaded, tmp_path):
-    """To every output from a file of its kind; from other kinds to one."""
+    """A file of its kind goes to every output; files of other kinds go to one."""
     adata, right = some
     path, model = tmp_path / form, loaded
     FORMS[form](adata, path)
@@ -66,7 +66,7 @@ def test_every_form_gives_the_same_codes(form, some, loaded, tmp_path):
 
 
 def test_every_form_is_fitted_alike(small, tmp_path, one_thread):
-    small.obs = small.obs[[]]  # which 10x's files do not hold
+    small.obs = small.obs[[]]  # 10x's files do not hold it
     fingerprints = set()
     for form, write in FORMS.items():
         write(small, tmp_path / form)

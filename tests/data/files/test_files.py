@@ -1,4 +1,4 @@
-"""Files of other programs and other times: read by one set of rules by every command, and written whole."""
+"""Files of other programs and older versions: every command reads them by the same rules and writes them whole."""
 
 import warnings
 
@@ -17,7 +17,7 @@ STRING = h5py.string_dtype()
 
 
 def rewritten(path, part, values, **attributes):
-    """Store another array in place of one of a file, with the same attributes and others."""
+    """Replace an array of a file by another, with the same attributes and further ones."""
     with h5py.File(path, "r+") as file:
         kept = dict(file[part].attrs)
         del file[part]
@@ -152,11 +152,11 @@ def test_what_is_refused_is_refused_both_ways(kind, small, both_ways, tmp_path):
             raise AssertionError(done.err)
 
 
-# Parts that are in the way.
+# Parts that could disturb reading.
 
 
 def index_column_in_raw(adata, path):
-    """R converters write a column called _index."""
+    """R converters write a column named _index."""
     adata.raw = adata.copy()
     adata.write_h5ad(path)
     with h5py.File(path, "r+") as file:
@@ -220,7 +220,7 @@ IN_THE_WAY = {
 
 
 def stored(path, ours=True):
-    """Everything in a file but what we write, with its attributes."""
+    """Return everything in a file that we do not write, with attributes."""
     found = {}
 
     def keep(name, item):
@@ -301,7 +301,7 @@ def test_zarr_becomes_h5ad(small, right, both_ways, tmp_path):
 
 @pytest.mark.parametrize("out", [".h5mu", ".h5ad"])
 def test_h5mu(small, right, both_ways, tmp_path, out):
-    """MuData's files hold an AnnData for each modality; that of the genes is called rna."""
+    """A MuData file has an AnnData for each modality; `rna` has the genes."""
     from anndata.io import write_elem
 
     path = tmp_path / "cells.h5mu"

@@ -1,4 +1,4 @@
-"""What users bring next to the inputs of the other files here; each was wrong once."""
+"""Inputs close to those of the other test files here; each was handled wrongly once."""
 
 import gzip
 import os
@@ -76,14 +76,14 @@ def test_rounding_is_advised_for_estimates_alone(small, pbmc_tokenizer):
 
 
 def test_proteins_joined_without_a_kind(small, right, pbmc_tokenizer):
-    """anndata.concat over two tables of which one has no column of kinds."""
+    """anndata.concat joins two tables, one without a column of feature types."""
     mixed = with_features(small, np.nan)
     assert dict(gene_features(mixed.var)[1]) == {"no kind": 8}
     rvqa.encode(mixed, pbmc_tokenizer)
     assert np.array_equal(mixed.obsm["rvqa_codes"], right)
     var = mixed.var.rename(index={name: f"{name} protein" for name in EXTRA})
     var.index = [*small.var_names, *(f"NEW{i}" for i in range(8))]
-    assert gene_features(var)[0].all()  # genes that no writer classified
+    assert gene_features(var)[0].all()  # genes without a feature type
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -186,7 +186,7 @@ def test_a_column_like_ours_is_said(small, pbmc_tokenizer):
 
 
 def spoilt(path, cells):
-    """Files that are none, by name."""
+    """Damaged files by name."""
     cells.write_h5ad(path / "whole.h5ad")
     whole = (path / "whole.h5ad").read_bytes()
     (path / "text.h5ad").write_text("hello\n")

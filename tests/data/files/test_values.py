@@ -1,4 +1,4 @@
-"""What columns and features say: one reader of labels and conditions, genes alone, the user's own columns kept."""
+"""Columns and features: one reader for labels and conditions, genes only, and the user's columns are kept."""
 
 import anndata
 import numpy as np
@@ -45,11 +45,11 @@ def test_a_category_has_one_name_however_it_is_stored(kind):
 
 @pytest.mark.parametrize("kind", SAME)
 def test_a_file_of_it_gives_the_same_labels(kind, small, tmp_path):
-    """Beside a file with the numbers, each makes three labels, not six."""
+    """Beside a file with the numbers, each gives three labels, not six."""
     adata = small[:3].copy()
     values = SAME[kind]
     adata.obs = pd.DataFrame({"cluster": values}, index=adata.obs_names)
-    if kind not in ("bytes", "objects", "nullable floats"):  # anndata writes none of these
+    if kind not in ("bytes", "objects", "nullable floats"):  # anndata writes none of these types
         before = anndata.settings.allow_write_nullable_strings
         anndata.settings.allow_write_nullable_strings = True
         adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -115,7 +115,7 @@ def test_a_missing_condition_teaches_no_condition(read):
 
 
 def test_the_corpus_leaves_it_out(read, model):
-    """Cells without a condition are examples of their labels, and of nothing that names a condition."""
+    """Cells without a condition give examples of their labels, but none with a condition."""
     adata = read("pbmc68k_reduced_700")[:200].copy()
     adata.obs["c"] = [None] * 150 + ["drug"] * 20 + ["ctrl"] * 30
     with pytest.warns(InputWarning):
@@ -137,7 +137,7 @@ EXTRA = ["CD4", "CD14", "CD19", "CD3E", "CD8A", "FCGR3A", "NCAM1", "PTPRC"]
 
 
 def with_features(adata, kind, column="feature_types", values=None, genes="Gene Expression"):
-    """The cells with columns that are called like genes and are none."""
+    """Cells with columns that have gene names but are not genes."""
     values = np.random.default_rng(0).poisson(80, (adata.n_obs, len(EXTRA))) if values is None else values
     var = pd.DataFrame({column: genes}, index=adata.var_names.astype(str))
     more = pd.DataFrame({column: kind}, index=EXTRA)
@@ -162,7 +162,7 @@ FEATURES = {
 @pytest.mark.parametrize("kind", FEATURES)
 @pytest.mark.parametrize("denoised", [False, True])
 def test_features_that_are_no_genes_are_left_out_both_ways(kind, denoised, small, right, both_ways, tmp_path):
-    """Also where their values are not counts, as of antibodies that were denoised."""
+    """This also holds if their values are not counts, such as denoised antibodies."""
     name, column, genes = FEATURES[kind]
     values = np.random.default_rng(0).normal(2, 1, (120, len(EXTRA))) if denoised else None
     with_features(small, name, column, values, genes).write_h5ad(tmp_path / "cells.h5ad")
@@ -186,7 +186,7 @@ def test_they_enter_no_fit(small, tmp_path):
 
 
 def test_cells_of_two_species(small, right, both_ways, tmp_path):
-    """Names carry the genome; mouse genes are left out, human ones are read past their prefix."""
+    """Names start with the genome; mouse genes are left out, and human ones lose the prefix."""
     mouse = sp.random(small.n_obs, 500, density=0.2, random_state=0, data_rvs=lambda n: np.ones(n), format="csr")
     names = [*(f"GRCh38_{name}" for name in small.var_names), *(f"mm10___Gene{i}" for i in range(500))]
     both = anndata.AnnData(
@@ -272,14 +272,14 @@ def test_a_prefix_of_somebody_else_is_refused_before_any_work(key, small, pbmc_t
         rvqa.encode(small, pbmc_tokenizer, key_added=key)
     assert "leiden_codes" not in small.obsm
     rvqa.encode(small, pbmc_tokenizer, key_added="mine")
-    rvqa.encode(small, pbmc_tokenizer, key_added="mine")  # our own may be written again
+    rvqa.encode(small, pbmc_tokenizer, key_added="mine")  # our own columns may be overwritten
 
 
 # Lists and places on the command line.
 
 
 def test_labels_with_commas(small, model_path, rvqa_cli, tmp_path):
-    """A model is fitted for a moment on labels with commas; the command line chooses among them."""
+    """A model is fitted briefly on labels with commas; the command line chooses among them."""
     name = "CD4-positive, alpha-beta T cell"
     small.obs["t"] = np.where(small.obs["cell_type"].astype(str).str.contains("CD4"), name, "other")
     small.write_h5ad(tmp_path / "cells.h5ad")
@@ -357,7 +357,7 @@ def test_which_layer_holds_the_counts(small, right, pbmc_tokenizer):
     with pytest.raises(InputError, match=r"looks log1p.*Pass raw counts"):
         rvqa.encode(small, pbmc_tokenizer)
     small.layers["spliced"], small.layers["unspliced"] = counts.copy(), counts.copy()
-    with pytest.raises(InputError, match="looks log1p"):  # parts of a cell's counts are not taken for the whole
+    with pytest.raises(InputError, match="looks log1p"):  # part of a cell's counts must not pass for all of them
         rvqa.encode(small, pbmc_tokenizer, layer="auto")
     small.layers["mine"] = counts.copy()
     rvqa.encode(small, pbmc_tokenizer, layer="auto")

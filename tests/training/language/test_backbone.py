@@ -1,4 +1,4 @@
-"""One code path loads a pretrained model or makes the small one; both end with cell tokens and rows for them."""
+"""One code path loads a pretrained model or makes the small one; both then have cell tokens and their rows."""
 
 import pytest
 import torch

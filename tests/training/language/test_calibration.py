@@ -1,4 +1,4 @@
-"""Calibration: the temperature that made the scores is found again; cells set aside are a share of every label."""
+"""Calibration finds the temperature that made the scores; cells set aside are a share of every label."""
 
 import numpy as np
 import pytest
@@ -20,5 +20,5 @@ def test_a_share_of_every_label_is_set_aside():
     assert [int(aside[labels == name].sum()) for name in ("B", "T", "rare", "")] == [50, 20, 0, 0]
     assert (set_aside(labels, seed=0) == aside).all()
     assert (set_aside(labels, seed=1) != aside).any()
-    assert not set_aside(labels[:900], seed=0).any()  # too few to learn a temperature from
+    assert not set_aside(labels[:900], seed=0).any()  # too few to fit a temperature
     assert set_aside(np.repeat(["B", "T"], 50_000), seed=0).sum() == 1000

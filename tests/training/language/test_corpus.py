@@ -1,4 +1,4 @@
-"""Examples: ids are the tokenised templates, the loss is on answers alone, partners are controls of the type."""
+"""Examples: ids are the tokenised templates, only answers enter the loss, partners are controls of the type."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_loss_is_taken_on_the_answer_and_its_end(model, corpus):
             if batch.task == "annotate":
                 assert model.text_tokenizer.decode(written[:-1]).strip() in labels
             else:
-                model.vocabulary.codes(written[None, :-1])  # refuses anything but one whole cell
+                model.vocabulary.codes(written[None, :-1])  # rejects anything but one whole cell
 
 
 def test_every_labelled_cell_is_annotated_once_an_epoch(corpus, references):

@@ -1,4 +1,4 @@
-"""Fitting a cell tokenizer: deterministic, codes in use, gene choice as told, bad references refused."""
+"""Fitting a cell tokenizer: deterministic, all codes used, documented gene choice, bad references rejected."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_tokenizer(reference, one_thread):
 
 
 def test_every_code_is_the_code_of_some_cell_of_the_fit(pbmc_tokenizer, read):
-    """A contract, not a property of one fit: codewords that no cell uses are moved to cells after the last step."""
+    """This holds for every fit, because codewords that no cell uses move to cells after the last step."""
     codes = np.concatenate(
         [cell_codes(read(name), pbmc_tokenizer)[0] for name in ("pbmc3k_10x", "kang2018_ifnb_pbmc_2k")]
     )
@@ -46,12 +46,12 @@ def test_every_code_is_the_code_of_some_cell_of_the_fit(pbmc_tokenizer, read):
 
 
 def used(codes_NM):
-    """Number of different codes at each level."""
+    """Return the number of different codes at each level."""
     return [len(np.unique(codes_N)) for codes_N in np.asarray(codes_NM).T]
 
 
 def filled(codebooks, latent):
-    """Codebooks after `fill_codebooks`, and the codes of the latents."""
+    """Return codebooks after `fill_codebooks`, and the codes of the latents."""
     own = codebooks.clone()
     fill_codebooks(own, latent)
     again = codebooks.clone()
@@ -91,7 +91,7 @@ def test_cells_that_come_in_copies_and_outliers_use_every_code(outlier):
 
 
 def test_no_latent_comes_to_lie_farther_from_its_codewords():
-    """Of one level; and codebooks whose codes are all used stay as they are."""
+    """This holds for one level; codebooks whose codes are all used stay as they are."""
     latent, codebooks = normal(2000, 6), UNUSED["one far away"][:1]
     own, codes = filled(codebooks, latent)
     before = ops.nearest_codeword(latent, codebooks[0])[1]
@@ -103,7 +103,7 @@ def test_no_latent_comes_to_lie_farther_from_its_codewords():
 
 @pytest.mark.parametrize("distinct", [1, 2, 20, 32])
 def test_fewer_different_cells_than_codewords_leave_codes_unused(distinct):
-    """Each different cell has a codeword of level 1 to itself, after which nothing is left to tell apart."""
+    """Each different cell has its own codeword at level 1, which leaves residuals of zero."""
     codebooks = UNUSED["far away on all sides"]
     own, codes = filled(codebooks, normal(distinct, 6).repeat(50, 1))
     assert used(codes) == [distinct, 1, 1, 1]
@@ -113,7 +113,7 @@ def test_fewer_different_cells_than_codewords_leave_codes_unused(distinct):
 @pytest.mark.parametrize("settings", [{}, {"quantize": False}, {"epochs": 1}], ids=str)
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_fit_that_ends_with_unused_codewords_fills_them(shipped, reference, tmp_path, monkeypatch, settings, stored):
-    """As `encode` gives codes to users, bit for bit; in memory and on disk alike."""
+    """This holds for the codes of `encode`, bit for bit, with cells in memory and on disk."""
     run = Run.run
 
     def ends_badly(self, **options):

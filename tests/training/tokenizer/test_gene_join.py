@@ -1,4 +1,4 @@
-"""References that name their genes in two ways: joined where names can be, refused where they cannot."""
+"""References that name their genes in two ways: joined if names can be, else rejected."""
 
 from itertools import permutations
 
@@ -18,13 +18,13 @@ from rvqa.training.tokenizer.settings import TokenizerSettings
 
 @pytest.fixture(scope="module")
 def pbmc(read) -> AnnData:
-    """Genes of PBMC3k with both names, a third of its cells."""
+    """A third of the cells of PBMC3k, with both names of each gene."""
     adata = read("pbmc3k_10x")
     return adata[::3, adata.var["ensembl_id"] != ""].copy()
 
 
 def part(adata: AnnData, third: int, names: str) -> Cells:
-    """Some of the cells, whose genes have only symbols, only Ensembl ids, or both."""
+    """Return some of the cells, with only symbols, only Ensembl ids, or both for genes."""
     cells = adata[third::3]
     both = {"gene_symbol": cells.var["gene_symbol"].to_numpy(), "ensembl_id": cells.var["ensembl_id"].to_numpy()}
     index = [f"{i} of the file" for i in range(cells.n_vars)] if names == "both" else both[names]
@@ -48,7 +48,7 @@ def test_symbols_and_ids_are_one_axis_with_the_table(with_table, pbmc):
     files = [part(pbmc, 0, "gene_symbol"), part(pbmc, 1, "ensembl_id")]
     facts = shared_genes(files)
     assert facts.n_by_file == (pbmc.n_vars, pbmc.n_vars)
-    # What the table does not know, or gives to another gene by now, stays apart.
+    # Names that are not in the table, or now belong to another gene, stay separate.
     assert 0.99 * pbmc.n_vars < facts.n_common == 2 * pbmc.n_vars - facts.n_all
     assert shared_sentence(facts) == f"genes: {facts.n_all:,} in all, {facts.n_common:,} shared by all 2 files"
     tokenizer = fit_tokenizer(files, TokenizerSettings(epochs=2, n_top_genes=300, batch_size=128), progress=False)
@@ -90,7 +90,7 @@ def test_one_file_is_its_own_axis(without_table, pbmc):
 
 
 def test_counts_of_a_gene_that_a_file_names_twice_go_to_no_other_gene(without_table, pbmc):
-    """A column with a symbol alone, beside one that has its Ensembl id too; another file has a newer symbol first."""
+    """One column has only a symbol, another also its Ensembl id; another file has a newer symbol first."""
     var = pbmc.var[["gene_symbol", "ensembl_id"]].astype(object).reset_index(drop=True)
     first, second = var.copy(), var.copy()
     first.loc[0, "gene_symbol"] = "NEWER"

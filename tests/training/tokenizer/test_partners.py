@@ -16,7 +16,7 @@ GENES = 120
 
 
 def file(seed, kinds, *, genes=None, shift=0.0):
-    """Cells of known kinds; `shift` scales every gene by a factor of its own, as another laboratory would."""
+    """Return cells of known kinds; `shift` scales each gene by its own factor, as another laboratory would."""
     profiles = np.random.default_rng(0).gamma(0.4, 1.0, (max(kinds) + 1, GENES)) + 0.02
     rng = np.random.default_rng(seed)
     mean = profiles[kinds] * np.exp(shift * rng.normal(size=GENES))
@@ -52,7 +52,7 @@ def test_partners_are_mutual_of_other_files_and_of_one_kind(three):
 
 
 def test_partners_are_those_of_brute_force(three):
-    """The ten nearest, both ways, by an SVD of the whole product."""
+    """Brute force takes the ten nearest both ways, by an SVD of the whole product."""
     both_G = three.measured_FG[:2].all(0)
     x, y = (
         tokenizer_partners._standardised(three, np.flatnonzero(three.file_N == f), both_G).astype(np.float64)
@@ -70,7 +70,7 @@ def test_partners_are_those_of_brute_force(three):
     one, other = pairs(find_partners(three, seed=0))
     chosen = (three.file_N[one] == 0) & (three.file_N[other] == 1)
     found = set(zip(one[chosen].tolist(), other[chosen].tolist(), strict=True))
-    assert len(found & expected) / len(found | expected) > 0.99  # single precision: a tie may fall otherwise
+    assert len(found & expected) / len(found | expected) > 0.99  # in single precision a tie may fall otherwise
 
 
 def test_a_kind_of_one_file_alone_has_few_partners():
@@ -82,7 +82,7 @@ def test_a_kind_of_one_file_alone_has_few_partners():
 
 
 def test_perturbed_cells_have_partners_among_those_perturbed_alike(three):
-    """Never a control cell of another study, however near: the response would be pulled away."""
+    """A near control cell of another study is never a partner, because it would erase the response."""
     perturbed = np.arange(len(three.file_N)) % 2 == 0
     perturbed &= three.file_N != 2
     cells = replace(three, condition_N=np.where(perturbed, "drug", "").astype(object))

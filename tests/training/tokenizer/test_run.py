@@ -1,6 +1,6 @@
 """Long fits of the tokenizer: the best epoch is kept, a stopped fit continues, several processes agree.
 
-Run as a program (by torchrun, in one of the tests) it is one of two processes that fit the same cells.
+As a program, which a test starts by torchrun, this file is one of two processes that fit the same cells.
 """
 
 import subprocess
@@ -55,7 +55,7 @@ SHARED = replace(TINY, checkpoint_steps=4, dead_below=2.0)
 
 
 def drawn(seed, cells=162):
-    """Four types of cells over 90 genes, of different depth."""
+    """Draw four types of cells over 90 genes, at different depths."""
     shares = np.random.default_rng(0).dirichlet(np.full(90, 0.5), 4)
     rng = np.random.default_rng(seed)
     types = rng.integers(4, size=cells)
@@ -105,16 +105,16 @@ def seen(monkeypatch):
 
 @pytest.fixture
 def as_fitted(monkeypatch):
-    """Codebooks stay as the steps left them: whether a code is unused then depends on the machine's arithmetic."""
+    """Keep codebooks as the steps left them, because unused codes depend on the machine's arithmetic."""
     monkeypatch.setattr("rvqa.training.tokenizer.fit.fill_codebooks", lambda *_: None)
 
 
 class Stop(Exception):
-    """What ends a fit in the middle."""
+    """An exception that ends a fit in the middle."""
 
 
 def stop_at(monkeypatch, step):
-    """Let fits end in the middle of a step, after its draws; returns what undoes it."""
+    """Make fits end in the middle of a step, after its draws; return a function that undoes this."""
     loss = Run._loss
 
     def fails(run, rows, *, quantize):
@@ -131,7 +131,7 @@ def stop_at(monkeypatch, step):
 
 
 def test_the_order_of_cells_depends_on_the_seed_alone(cells, monkeypatch):
-    """All permutations were once drawn before everything else, by the generator that then goes on."""
+    """The order is that of an older version, which drew all permutations first by the same generator."""
     runs = []
     monkeypatch.setattr(Run, "run", lambda run, **_: runs.append(run))
     fit(cells, replace(TINY, max_steps=19, seed=5))
@@ -156,7 +156,7 @@ def test_the_weights_of_the_best_epoch_are_kept(cells, held_out, seen, monkeypat
     assert not losses
     assert len(seen) == 2 * STEPS
     for name, tensor in seen[-1].items():
-        assert torch.equal(tensor, plain[-1][name]), name  # the steps are those without validation
+        assert torch.equal(tensor, plain[-1][name]), name  # the steps equal those without validation
         if name != "dispersion_G":
             assert torch.equal(best.state_dict()[name], plain[HALF + 8 - 1][name]), name
 
@@ -170,7 +170,7 @@ def test_patience_ends_the_fit(cells, held_out, seen, monkeypatch, patience, ste
 
 
 def test_the_validation_loss_is_that_of_decoded_codes(cells, held_out, monkeypatch, as_fitted):
-    """Taken once more by what users call: encode, decode, the Poisson of scipy."""
+    """The loss is computed again by public functions: encode, decode, and scipy's Poisson."""
     losses, taken = [], Run.validation_loss
     monkeypatch.setattr(Run, "validation_loss", lambda *given: losses.append(taken(*given)) or losses[-1])
     few = [read_reference(drawn(2, 50)[:, 15:].copy(), name="few genes", labels="label")]
@@ -295,7 +295,7 @@ def test_a_damaged_checkpoint_or_a_file_is_refused(cells, tmp_path):
 
 @pytest.fixture(scope="module")
 def decoded():
-    """Counts [B, G], library sizes [B], log shares [B, G]; counts and means from 0 to large."""
+    """Draw counts [B, G], library sizes [B] and log shares [B, G], from 0 to large values."""
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.full(40, 0.2), 6)
     library = np.array([1.0, 50, 500, 5e3, 5e4, 1e6])
@@ -400,7 +400,7 @@ def test_an_unknown_device_is_refused(cells):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where two processes wrote."""
+    """Folder with the results of two processes."""
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -410,7 +410,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    """Their tensors, by name of the fit and rank."""
+    """Tensors of both processes, by name of the fit and rank."""
     return {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
 
 
@@ -468,7 +468,7 @@ def test_two_processes_read_one_copy_of_cells_on_disk(two, folder):
 
 
 def test_two_processes_take_the_steps_of_one(two, cells, monkeypatch, as_fitted):
-    """Where nothing is random, averaged gradients and codebooks are those of whole batches, up to rounding."""
+    """Without randomness, averaged gradients and codebooks equal those of whole batches up to rounding."""
     losses, taken = [], Run.validation_loss
     monkeypatch.setattr(Run, "validation_loss", lambda *given: losses.append(taken(*given)) or losses[-1])
     alone = fit(cells, PLAIN, validation=[reference_of(2, cells=51)]).state_dict()
@@ -485,7 +485,7 @@ def test_two_processes_draw_their_own_augmentation(two, folder):
 
 
 def test_two_processes_leave_no_code_unused(two, cells):
-    """Six of eight codewords of each level were moved away after the last step of this fit."""
+    """The test moves six of eight codewords of each level away after the last step of this fit."""
     tokenizer = fit(cells)
     tokenizer.load_state_dict({name: tensor for name, tensor in two["filled-0"].items() if name != "losses"})
     codes = tokenizer.encode(cells[0].counts, align(cells[0].var, tokenizer.axis), cells[0].library_size)
@@ -498,7 +498,7 @@ if __name__ == "__main__":
 
 
 def test_without_codebooks_the_latent_is_trained_alone():
-    """`quantize=False`: the same cells lead elsewhere, and codebooks that fit the latents are there at the end."""
+    """With `quantize=False` the same cells give other latents, and the end result has codebooks that fit them."""
     cells = reference_of(1)
     alone, together = (fit_tokenizer([cells], replace(TINY, quantize=each), progress=False) for each in (False, True))
     assert not torch.equal(alone.project.weight, together.project.weight)
@@ -511,7 +511,7 @@ def test_without_codebooks_the_latent_is_trained_alone():
 
 
 def test_offsets_of_a_study_are_learned_and_left_behind():
-    """Genes that one file catches twice as often: its offsets say so; the tokenizer does not keep them."""
+    """One file detects some genes twice as often: its offsets learn this, and the tokenizer drops them."""
     plain, other = reference_of(1), reference_of(2)
     factor = np.where(np.arange(90) % 2, 2.0, 1.0)
     thinned = np.random.default_rng(0).binomial(other.counts.toarray().astype(int), factor / 2)
@@ -524,7 +524,7 @@ def test_offsets_of_a_study_are_learned_and_left_behind():
 
 
 def fitted_run(references, settings):
-    """A tokenizer and the run that fitted it."""
+    """Return a tokenizer and the run that fitted it."""
     axis = select_genes(references, settings.n_top_genes)
     cells = gather(references, axis)
     torch.manual_seed(0)
