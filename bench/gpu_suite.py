@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,7 @@ def main() -> None:
             if subprocess.run(built, cwd=ROOT, env={**os.environ, "RVQA_BUILD": "cuda"}, check=False).returncode:
                 print("the CUDA module cannot be built here (see above): Triton alone is measured", flush=True)
         tests = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "--rootdir", str(tree)]
+        tests += ["-n", "8"] if find_spec("xdist") else []  # Triton's compiler takes most of the time
         if not options.small:
             done = subprocess.run(tests, cwd=tree, env=environment, capture_output=True, text=True, check=False)
             (options.out / "tests.txt").write_text(done.stdout + done.stderr, encoding="utf-8")

@@ -22,8 +22,8 @@ OPTIONAL = ("scanpy", "deepspeed", "vllm", "triton", "numba")
 BACKENDS = {
     "reference": "pure torch",
     "cpu": "native C++",
-    "triton": "Triton kernels, not yet measured on a GPU",
-    "cuda": "CUDA C++, not yet measured on a GPU",
+    "triton": "Triton kernels, exact on a GPU but slow there",
+    "cuda": "CUDA C++, exact on a GPU but slow there",
 }
 """What a live backend is."""
 

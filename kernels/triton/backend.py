@@ -1,7 +1,7 @@
 """Backend `triton`: kernels for CUDA tensors, with the functions of `rvqa.kernels.reference`.
 
 Codes, indices, distances and decoded rows equal the reference's; `kernels/triton/csr.py` says when projections do. With
-TRITON_INTERPRET=1 the kernels run in Python, for tests. They were not yet measured on a GPU: block sizes are guesses.
+TRITON_INTERPRET=1 the kernels run in Python, for tests. Block sizes are guesses: nothing was tuned on a GPU.
 
 Importing this file raises ImportError where the backend cannot run; `rvqa.kernels.registry` reports it.
 """
