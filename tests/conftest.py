@@ -193,6 +193,7 @@ def rvqa_cli(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["rvqa", *map(str, arguments)])
         outcomes.written.clear()
+        outcomes.resumable.clear()
         code = 0
         capsys.readouterr()
         try:

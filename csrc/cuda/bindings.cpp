@@ -48,15 +48,15 @@ Count count(const std::string& dtype) {
 }
 
 using Row = std::tuple<Address, int64_t, int64_t, std::string>;                    // data, N, stride, dtype
-using Made = std::array<Address, 6>;                                               // in the order of Tables
-using Sizes = std::array<int, 3>;                                                  // M, K, D
+using Made = std::array<Address, 7>;                                               // in the order of Tables
+using Sizes = std::array<int, 4>;                                                  // M, K, D, D'
 using Matrix = std::tuple<Address, Address, Address, bool, bool, std::string, int64_t>;  // in the order of Counts
 
 Rows rows_at(const Row& x) { return {at<void>(std::get<0>(x)), std::get<1>(x), std::get<2>(x), real(std::get<3>(x))}; }
 
 Tables tables_at(const Made& t, const Sizes& sizes) {
-    return {sizes[0], sizes[1], sizes[2], at<float>(t[0]), at<uint16_t>(t[1]), at<int32_t>(t[2]), at<float>(t[3]),
-            at<float>(t[4]), at<double>(t[5])};
+    return {sizes[0],           sizes[1],        sizes[2],        sizes[3],        at<float>(t[0]), at<float>(t[1]),
+            at<uint16_t>(t[2]), at<float>(t[3]), at<float>(t[4]), at<float>(t[5]), at<double>(t[6])};
 }
 
 Counts counts_at(const Matrix& m) {
@@ -65,7 +65,7 @@ Counts counts_at(const Matrix& m) {
 }
 
 #ifdef RVQA_EMULATE
-// sum[16 x 8] += a[16 x 16] b[8 x 16]', placed in the lanes as codes.h places rows and codewords.
+// sum[16 x 8] += a[16 x 16] b[8 x 16]', placed in the lanes as the instruction has them.
 void multiply_matrices(const uint16_t* a, const uint16_t* b, float* sum, int lane) {
     const int group = lane / 4, pair = lane % 4 * 2;
     uint32_t left[4], right[2];
@@ -95,15 +95,15 @@ PYBIND11_MODULE(RVQA_MODULE, m) {
 #else
     m.attr("EMULATED") = false;
 #endif
-    m.def("residual_quantize", [](const Row& x, const Made& t, const Sizes& sizes, Address codes, Address found,
-                                  Address stream) {
-        residual_quantize(rows_at(x), tables_at(t, sizes), at<uint8_t>(codes), at<unsigned long long>(found),
-                          stream_at(stream));
+    m.def("residual_quantize", [](const Row& x, const Made& t, const Sizes& sizes, Address codes, Address open,
+                                  Address found, Address stream) {
+        residual_quantize(rows_at(x), tables_at(t, sizes), at<uint8_t>(codes), at<unsigned long long>(open),
+                          at<unsigned long long>(found), stream_at(stream));
     });
     m.def("nearest_codeword", [](const Row& x, const Made& t, const Sizes& sizes, Address index, Address distances,
-                                 Address found, Address stream) {
+                                 Address open, Address found, Address stream) {
         nearest_codeword(rows_at(x), tables_at(t, sizes), at<int64_t>(index), at<float>(distances),
-                         at<unsigned long long>(found), stream_at(stream));
+                         at<unsigned long long>(open), at<unsigned long long>(found), stream_at(stream));
     });
     m.def("decode", [](Address codes, int64_t stride, int64_t N, int levels, Address codebooks, int K, int D, Address out,
                        Address stream) {

@@ -33,6 +33,7 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t grid, int b
 
 inline uint16_t half_of(float value) { return emulation::half_of(value); }
 inline float float_of(uint16_t half) { return emulation::float_of(half); }
+inline uint32_t halves_of(float low, float high) { return half_of(low) | uint32_t(half_of(high)) << 16; }
 inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulation::mma(sum, a, b); }
 
 #else
@@ -59,6 +60,12 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t grid, int b
 
 __device__ inline uint16_t half_of(float value) { return __half_as_ushort(__float2half_rn(value)); }
 __device__ inline float float_of(uint16_t half) { return __half2float(__ushort_as_half(half)); }
+__device__ inline uint32_t halves_of(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &both, 4);
+    return bits;
+}
 
 // sum[16 x 8] += a[16 x 16] b[16 x 8], float16 operands, float32 sums: one instruction of a warp (sm_80 and up). Lane
 // 4 g + t holds a: rows g, g + 8, columns 2t, 2t + 1 and 2t + 8, 2t + 9; b: rows 2t, 2t + 1, 2t + 8, 2t + 9 of column g;

@@ -24,15 +24,16 @@ struct Rows {
     Real dtype;
 };
 
-// Tables of kernels/cuda/tables.py; K' = K rounded up to CHUNK.
+// Tables of kernels/cuda/tables.py; K' = K rounded up to CHUNK, D' = `width`.
 struct Tables {
-    int M, K, D;
-    const float* codebooks;    // [M, K, D]
-    const uint16_t* half;      // [M, K', D'] float16 of codewords times 2^shift, zeros for absent ones
-    const int32_t* shift;      // [M]
-    const float* bias;         // [M, K'] |c|^2, infinity for absent and repeated codewords
-    const float* bound;        // [M, 3] alpha, kappa, beta
-    const double* norm;        // [M, K] |c|
+    int M, K, D, width;
+    const float* codebooks;  // [M, K, D'] with zeros beyond D
+    const float* columns;    // [M, D, K'] the same, a column after the other
+    const uint16_t* half;    // [M, K'/32, D'/16, 2, 32, 8] float16 of -2 c scale, as certify.cu loads them
+    const float* scale;      // [M] powers of two
+    const float* bias;       // [M, K'] |c|^2 scale^2, infinity for absent and repeated codewords
+    const float* bound;      // [M, 3] alpha, kappa, beta, of what is scaled
+    const double* norm;      // [M, K] |c|
 };
 
 // One row of counts each: pointers int64 [N + 1], or as indices.
@@ -47,15 +48,12 @@ struct Counts {
 
 constexpr int64_t blocks_of(int64_t items, int64_t each) { return (items + each - 1) / each; }
 
-constexpr int64_t MOST_SHARED = 96 * 1024;  // bytes of a block, so that two fit on sm_90
-
-// Number of warps of a block, given the shared memory of each: four, or as many as fit.
-constexpr int warps_of(int64_t bytes) { return MOST_SHARED / bytes >= 4 ? 4 : int(MOST_SHARED / bytes); }
-
-// found: rows with NaN or infinity, the first of them, row levels that the bound left open.
-void residual_quantize(const Rows& x, const Tables& t, uint8_t* codes, unsigned long long* found, Stream stream);
-void nearest_codeword(const Rows& x, const Tables& t, int64_t* index, float* distances, unsigned long long* found,
-                      Stream stream);
+// found: rows with NaN or infinity, the first of them, row levels that the bound left open. open: 0, and room for N
+// numbers.
+void residual_quantize(const Rows& x, const Tables& t, uint8_t* codes, unsigned long long* open, unsigned long long* found,
+                       Stream stream);
+void nearest_codeword(const Rows& x, const Tables& t, int64_t* index, float* distances, unsigned long long* open,
+                      unsigned long long* found, Stream stream);
 void decode(const uint8_t* codes, int64_t stride, int64_t N, int levels, const float* codebooks, int K, int D,
             float* out, Stream stream);
 void apply_span_mask(void* logits, int64_t stride, int64_t B, int V, Real dtype, const int64_t* states,

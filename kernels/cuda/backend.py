@@ -86,6 +86,13 @@ def _found(x_ND: Tensor) -> Tensor:
     return found
 
 
+def _open(x_ND: Tensor) -> Tensor:
+    """Return memory for the list of rows that the certificate leaves open; it begins with their number, 0."""
+    open_ = torch.empty(len(x_ND) + 1, dtype=torch.int64, device=x_ND.device)
+    open_[:1].zero_()
+    return open_
+
+
 def _wrong(found: Tensor) -> tuple[int, int]:
     wrong, first, _ = found.tolist()
     return wrong, first if wrong else -1
@@ -104,11 +111,17 @@ def quantize(x_ND: Tensor, codebooks_MKD: Tensor, levels: int) -> tuple[Tensor, 
         made[levels] = prepare_tables(codebooks_MKD, levels)
     x_ND, rows = _rows(x_ND)
     codes_NM = torch.empty(len(x_ND), levels, dtype=torch.uint8, device=x_ND.device)
-    found = _found(x_ND)
-    sizes = (levels, *codebooks_MKD.shape[1:])
+    found, open_ = _found(x_ND), _open(x_ND)
+    sizes = (levels, *codebooks_MKD.shape[1:], made[levels].codebooks.shape[2])
     with torch.cuda.device_of(x_ND):
         _native.residual_quantize(
-            rows, _made(made[levels]), sizes, codes_NM.data_ptr(), found.data_ptr(), _stream(x_ND)
+            rows,
+            _made(made[levels]),
+            sizes,
+            codes_NM.data_ptr(),
+            open_.data_ptr(),
+            found.data_ptr(),
+            _stream(x_ND),
         )
     return codes_NM, found
 
@@ -119,11 +132,11 @@ def nearest_codeword(x_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor,
     made = prepare_tables(codebook_KD[None], 1)
     index_N = torch.empty(len(x_ND), dtype=torch.int64, device=x_ND.device)
     distance_N = torch.empty(len(x_ND), dtype=torch.float32, device=x_ND.device)
-    found = _found(x_ND)
+    found, open_ = _found(x_ND), _open(x_ND)
     with torch.cuda.device_of(x_ND):
         _native.nearest_codeword(
-            rows, _made(made), (1, *codebook_KD.shape), index_N.data_ptr(), distance_N.data_ptr(), found.data_ptr(),
-            _stream(x_ND),
+            rows, _made(made), (1, *codebook_KD.shape, made.codebooks.shape[2]), index_N.data_ptr(),
+            distance_N.data_ptr(), open_.data_ptr(), found.data_ptr(), _stream(x_ND),
         )  # fmt: skip
     return index_N, distance_N, *_wrong(found)
 

@@ -34,6 +34,11 @@ struct dim3 {
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+inline float __saturatef(float value) { return value > 0 ? (value < 1 ? value : 1.0f) : 0.0f; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
 
