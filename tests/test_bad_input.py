@@ -422,7 +422,7 @@ CASES = {
         lambda p: p.spoil("cell_tokenizer/genes.parquet", lambda b: b[:500]),
         ["genes.parquet cannot"],
     ),
-    "a table of fewer genes": (lambda p: parquet(p, lambda frame: frame[:100]), ["do not add up to 1"]),
+    "a table of fewer genes": (lambda p: parquet(p, lambda frame: frame[:100]), ["positive numbers that add up to 1"]),
     "a table of other columns": (lambda p: parquet(p, lambda frame: frame[["ensembl_id"]]), ["lacks ['gene_symbol']"]),
     "a pickle alone": (pickle_only, ["no model.safetensors", "pytorch_model.bin", "pickle"]),
     "a pickle as safetensors": (pickle_as("model.safetensors"), ["holds no safetensors"]),

@@ -167,7 +167,7 @@ def test_perturbation_report_compares_where_cells_were_measured(perturbed_cells,
     alone = cells[cells.obs["condition"] == "control"].copy()
     perturbation_report(alone, predicted, model, tmp_path / "alone.html", **COLUMNS, **READING)
     words = "".join(Page((tmp_path / "alone.html").read_text(encoding="utf-8")).words)
-    assert "no measured cells to compare with" in words
+    assert "No measured cells were compared" in words
     assert "The 30 genes predicted to rise most" in words
 
 

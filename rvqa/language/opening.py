@@ -64,9 +64,9 @@ def open_text_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         if (path / "tokenizer.json").exists():
             Tokenizer.from_file(str(path / "tokenizer.json"))
-    except BaseException as error:  # the tokenizers library has nothing more special, and panics
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except BaseException as error:  # the tokenizers library raises plain Exception, and panics beside it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # a request to stop
         raise InputError(f"{path / 'tokenizer.json'} is JSON, but not of a tokenizer. {REPAIR}") from error
     with quiet_transformers():
         try:

@@ -80,13 +80,13 @@ def add_perturbation(
         caption = (
             f"Each mark is a gene: change of its mean log1p counts per 10,000 against control cells. Marked: the "
             f"{len(shift.top)} genes that {shift.top_are}. On the dashed line prediction and measurement agree. "
-            f"Pearson over all genes {pearson:.3f}. {remark}"
+            f"Pearson over all genes {number(pearson)}. {remark}"
         )
         blocks.append(genes_figure(report, shift.genes, shift.predicted_G, shift.true_G, shift.top, caption=caption))
     else:
         blocks += [
             el("h3", "Predicted shift"),
-            note(f"There were no measured cells to compare with: this is the prediction alone. {remark}"),
+            note(f"No measured cells were compared: this is the prediction alone. {remark}"),
             _strongest(shift),
         ]
     if methods:

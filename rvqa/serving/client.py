@@ -144,7 +144,7 @@ class Client:
         except (EngineError, LookupError, TypeError, AttributeError) as error:
             seen = error if isinstance(error, EngineError) else f"{self.address} is not a vLLM server."
             raise InputError(f"{seen} Start one with vllm serve {source or 'MODEL'} --logits-processors ...") from error
-        if len(ours or names) != 1:
+        if not ours and len(names) != 1:  # several of ours are names of one model
             served = self.server.shown(", ".join(map(str, names)))
             raise InputError(f"{self.address} serves {served}; none of them is {source}. Serve that one alone.")
         return str((ours or names)[0])

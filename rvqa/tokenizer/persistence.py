@@ -30,7 +30,7 @@ def read_genes(path: Path) -> tuple[GeneAxis, GeneShares]:
             )
         share_G = frame["share"].to_numpy(dtype=np.float64)
         if not (np.isfinite(share_G).all() and (share_G > 0).all() and abs(share_G.sum() - 1) < 1e-6):
-            raise InputError(f"The shares of the genes do not add up to 1. {REPAIR}")
+            raise InputError(f"The shares of the genes are not positive numbers that add up to 1. {REPAIR}")
         return known.subset(frame["on_axis"].to_numpy()), GeneShares(known, share_G)
 
 

@@ -122,9 +122,9 @@ class TestFiles:
         [
             (lambda frame: frame.drop(columns="share"), "no share and on_axis"),
             (lambda frame: frame.assign(on_axis=1), "no share and on_axis"),
-            (lambda frame: frame.assign(share=frame["share"] * 2), "do not add up to 1"),
-            (lambda frame: frame.assign(share=np.nan), "do not add up to 1"),
-            (lambda frame: frame.iloc[:-1], "do not add up to 1"),
+            (lambda frame: frame.assign(share=frame["share"] * 2), "positive numbers that add up to 1"),
+            (lambda frame: frame.assign(share=np.nan), "positive numbers that add up to 1"),
+            (lambda frame: frame.iloc[:-1], "positive numbers that add up to 1"),
         ],
     )
     def test_a_damaged_table_is_refused(self, share_G, tmp_path, change, message):

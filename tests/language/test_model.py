@@ -99,3 +99,11 @@ def test_what_is_no_model_is_refused(model, tmp_path):
     (path / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no model\.safetensors"):
         rvqa.load(path)
+
+
+def test_a_request_to_stop_is_not_damage(fitted_path, monkeypatch):
+    from rvqa.cli.terminal import Stopped, stop
+
+    monkeypatch.setattr("rvqa.language.opening.Tokenizer.from_file", lambda path: stop(2, None), raising=False)
+    with pytest.raises(Stopped):
+        rvqa.load(fitted_path)

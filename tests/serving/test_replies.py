@@ -271,6 +271,8 @@ def test_which_model_and_whose_tokens(model, server, monkeypatch):
         Client(model, server.address)
     server.names = ["a", model.source]
     assert Client(model, server.address).name == model.source
+    server.names = [model.source, model.source]  # served under two names
+    assert Client(model, server.address).name == model.source
     with pytest.raises(InputError, match="does not answer"):
         Client(model, "http://127.0.0.1:9")
     from rvqa.language.vocabulary import CellVocabulary
