@@ -6,8 +6,9 @@ import torch
 
 from rvqa.data.alignment import map_columns
 from rvqa.data.counts import read_counts
-from rvqa.kernels import ops
+from rvqa.kernels import ops, reference
 from tests.cuda import emulated
+from tests.kernels.exact import natural
 
 ORDERS = [("forward", 0, "Hopper"), ("reversed", 0, "Ampere"), ("shuffled", 1, "Hopper"), ("shuffled", 2, "Ampere")]
 
@@ -59,3 +60,10 @@ def test_nearest_codewords_and_totals_of_real_cells(order, real, pbmc_tokenizer,
     monkeypatch.setenv("RVQA_BACKEND", "cpu")
     right = [*ops.nearest_codeword(latent, codebook), ops.csr_totals(*parts, columns=len(real[2]))[0]]
     assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
+
+
+@pytest.mark.parametrize(("K", "D"), [(32, 200), (40, 500), (32, 1000)])
+def test_codes_of_rows_that_several_warps_share(order, K, D):
+    x, codebooks = natural(19, 3, K, D)
+    codes = ops.residual_quantize(x, ops.prepare(codebooks))
+    assert torch.equal(codes, reference.residual_quantize(x, (codebooks, codebooks), 3)[0])
