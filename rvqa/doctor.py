@@ -22,8 +22,8 @@ OPTIONAL = ("scanpy", "deepspeed", "vllm", "triton", "numba")
 BACKENDS = {
     "reference": "pure torch",
     "cpu": "native C++",
-    "triton": "Triton kernels, exact on a GPU but slow there",
-    "cuda": "CUDA C++, exact on a GPU but slow there",
+    "triton": "Triton kernels, exact on a GPU",
+    "cuda": "CUDA C++, exact on a GPU",
 }
 """What a live backend is."""
 

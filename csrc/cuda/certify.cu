@@ -19,7 +19,7 @@ struct Exchange {
     float* memory;
     int side = 0;
 
-    // Adds up `count` values of all warps, in one order; memory of two calls alternates.
+    // Adds up the values of all warps, in one order; memory of two calls alternates.
     template <int COUNT>
     __device__ void add(float (&value)[COUNT]) {
         if (TEAM == 1) return;

@@ -88,9 +88,10 @@ __device__ T score(const Rows& x, const Tables& t, const Codes& codes, int64_t n
             own = own - T(t.codebooks[(int64_t(j) * t.K + codes.get(n, j)) * t.width + d]);
         const float* column = t.columns + (int64_t(m) * t.D + first) * wide + chunk * CHUNK + lane;
         const int most = t.D - first < WARP ? t.D - first : WARP;
+#pragma unroll 8
         for (int i = 0; i < most; ++i) {
             const T left = __shfl_sync(ALL, own, i), c = T(column[int64_t(i) * wide]);
-            sum = sum + c * (c - 2 * left);
+            sum = fma(c, c - 2 * left, sum);
         }
     }
     return sum;
@@ -139,7 +140,7 @@ __device__ void report_wrong(unsigned long long* found, int64_t row) {
     atomicMin(found + 1, static_cast<unsigned long long>(row));
 }
 
-__global__ void __launch_bounds__(128, 3) settle_kernel(Rows x, Tables t, Codes codes, Open open, bool all,
+__global__ void __launch_bounds__(128, 4) settle_kernel(Rows x, Tables t, Codes codes, Open open, bool all,
                                                      unsigned long long* found) {
     const int lane = threadIdx.x % WARP, warps = int(blockDim.x) / WARP;
     const int64_t rows = all ? x.N : int64_t(open[0]);
